@@ -32,10 +32,12 @@ class Batch(Protocol):
 
 
 class LoopBatch:
-    """Lines that are rung one after the other, in the order of ``lines``.
+    """Lines that are rung one after the other.
 
-    ``signal_all`` rings all lines of an iterator; when it raises `BlockingIOError`, it has taken no line after the full
-    one.
+    Args:
+        lines: in the order in which they are rung.
+        signal_all: rings all lines of an iterator; when it raises `BlockingIOError`, it has taken no line after the
+            one that is full.
     """
 
     def __init__(self, lines: Sequence[Line], signal_all: Callable[[Iterator[Line]], object]) -> None:

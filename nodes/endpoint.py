@@ -65,8 +65,11 @@ class EndpointHooks(Struct, frozen=True, kw_only=True):
 class Endpoint:
     """The client of one server, and the machine that it connects.
 
-    ``peers`` is an empty table for the peers that the server announces. The endpoint owns their lines: it releases them
-    when a peer leaves, when the device is removed, and in `close`.
+    Args:
+        vm: the machine.
+        peers: an empty table for the peers that the server announces. It owns their lines: it releases them when a
+            peer leaves, when the device is removed, and in `close`.
+        hooks: what is done with descriptors.
     """
 
     def __init__(self, vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> None:
@@ -111,7 +114,11 @@ class Endpoint:
         return self.is_set_up and self.missing_bytes == MESSAGE_BYTES
 
     def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
-        """Take in, and own, what the server has sent. Raises ``RemoteProtocolError`` for what it may not say."""
+        """Take in what the server has sent; the descriptors belong to the endpoint from now on.
+
+        Raises:
+            RemoteProtocolError: it is something that a server may not say.
+        """
         for event in self._client.receive(data, descriptors):
             self._take(event)
 
@@ -119,6 +126,9 @@ class Endpoint:
         """As `receive`, for whole messages with one descriptor each; where possible without an object for each.
 
         Only for an endpoint that is set up.
+
+        Raises:
+            RemoteProtocolError: as `receive`.
         """
         connected, most = self._client.peers, self._client.vectors
         adopted = self._hooks.adopt_all(lines)
@@ -141,7 +151,11 @@ class Endpoint:
             self.receive(Message(number).encode(), [line])
 
     def end(self) -> None:
-        """The server has closed the connection. Raises ``RemoteProtocolError`` if it did so within its greeting."""
+        """The server has closed the connection.
+
+        Raises:
+            RemoteProtocolError: it did so within its greeting.
+        """
         self._client.end()
 
     def close(self) -> None:

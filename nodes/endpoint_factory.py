@@ -11,7 +11,13 @@ from nodes.vm import Vm
 
 
 def make_endpoint(vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> Endpoint:
-    """The endpoint for this machine's device; that of 2012 has a table of its own in the place of ``peers``."""
+    """Make the endpoint for this machine's device.
+
+    Args:
+        vm: the machine.
+        peers: the table of a machine that is not of 2012; one of 2012 has a table of its own.
+        hooks: what is done with descriptors.
+    """
     if isinstance(vm.device, IvshmemV2):
         return EndpointV2(vm, peers, hooks)
     if vm.device.profile.client != "2012":

@@ -56,12 +56,16 @@ def next_state(own: LinkState, other: int) -> LinkState:
 class Link:
     """One side of the link.
 
-    Raises ``GuestError`` for a domain with other peers, or without output sections that are large enough.
+    Args:
+        guest: a guest with a device of ivshmem v2 in a domain of two peers with output sections.
 
     Attributes:
         state: the own State.
         resets: how often the link went down since it was up.
         ups: how often the link came up.
+
+    Raises:
+        GuestError: the domain has other peers, or no output sections that are large enough.
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -126,7 +130,12 @@ def _aligned(size_bytes: int) -> int:
 
 
 class QueueLayout(Struct, frozen=True):
-    """Where the parts of a section are, in bytes from its begin; ``length`` descriptors, a power of two."""
+    """Where the parts of a section are; all offsets in bytes from its begin.
+
+    Attributes:
+        length: the number of descriptors, a power of two.
+        section_bytes: the size of the section.
+    """
 
     length: int
     section_bytes: int
@@ -135,7 +144,8 @@ class QueueLayout(Struct, frozen=True):
     def of(cls, section_bytes: int) -> QueueLayout:
         """The layout of a section of that size: the longest queue that takes less than an eighth of it, or 32.
 
-        Raises ``GuestError`` if the section is too small for four frames of the least size.
+        Raises:
+            GuestError: the section is too small for four frames of the least size.
         """
         fitting = (length for length in LENGTHS if cls(length, section_bytes).data_at < section_bytes // 8)
         layout = cls(next(fitting, LENGTHS[-1]), section_bytes)
@@ -241,7 +251,8 @@ class ReceiveQueue:
     def receive(self) -> Iterator[bytes]:
         """Yield the frames that are available; each is used, and the other side can take it back, when it is yielded.
 
-        Raises ``GuestError`` for a descriptor or a frame outside the other side's section.
+        Raises:
+            GuestError: a descriptor or a frame that lies outside the other side's section.
         """
         length = self._layout.length
         while self._read != self._available[1]:

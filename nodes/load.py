@@ -13,8 +13,11 @@ Piece = tuple[int, float, float]
 class Load:
     """A piecewise linear factor. After the last piece it keeps the value that it has at the end of that piece.
 
-    ``pieces`` are (duration_ns, factor at the beginning, factor at the end) from time 0, the start of the run, in
-    nanoseconds. Work is measured in nanoseconds under a factor of 1. Under a factor of 0 nothing is due.
+    Times are nanoseconds since the start of the run. Work is measured in nanoseconds under a factor of 1. Under a
+    factor of 0 nothing is due.
+
+    Args:
+        pieces: (duration_ns, factor at the beginning, factor at the end) of each piece, from time 0.
     """
 
     __slots__ = ("_ends", "_pieces", "_works", "is_steady")

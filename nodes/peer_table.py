@@ -20,7 +20,11 @@ def _keep(line: Line) -> None:
 
 
 class PeerTable:
-    """The connected vectors of all peers of a machine, its own too; ``release`` gets each line that leaves it."""
+    """The connected vectors of all peers of one machine, the machine itself included.
+
+    Args:
+        release: called once with each line that leaves the table, as when its peer leaves.
+    """
 
     __slots__ = ("_lines", "_release")
 
@@ -102,7 +106,11 @@ class Announcements:
         self.end += 1
 
     def leave(self, peer: int) -> None:
-        """The server announces that a peer has left. Raises ``LocalProtocolError`` if there is no such peer."""
+        """The server announces that a peer has left.
+
+        Raises:
+            LocalProtocolError: there is no such peer.
+        """
         stay = self._newest(peer)
         if stay is None or stay.left_at is not None:
             raise LocalProtocolError(f"peer {peer} cannot leave: it is not connected")
@@ -121,11 +129,15 @@ class Announcements:
 
 
 class AnnouncedPeers(PeerTable):
-    """The peers of one machine, ``vectors`` of each: the announcements of its server that it has received so far.
+    """The peers of one machine: the announcements of its server that it has received so far.
 
-    A newcomer hears, in the order of their joins, the peers that are present when it joins, then itself, then what is
-    announced later (the order of dialect v0). So two positions say what it knows: where it joined, and the last
+    A newcomer hears, in the order of their joins, the peers that are present when it joins, then itself, then what
+    is announced later (the order of dialect v0). So two positions say what it knows: where it joined, and the last
     announcement it has heard.
+
+    Args:
+        announcements: what the server announces.
+        vectors: how many vectors of each peer this machine has room for.
 
     Create it, or call `join`, right before the machine's own `Announcements.join`. `connect` and `disconnect` follow
     the server message by message; `catch_up` hears everything at once.
@@ -142,7 +154,11 @@ class AnnouncedPeers(PeerTable):
         self._heard_vectors = 0  # of the announcement at that position
 
     def connect(self, peer: int, vector: int, line: Line) -> None:
-        """Hear the next vector. Raises ``LocalProtocolError`` if the announcements have another one here."""
+        """Hear the next vector.
+
+        Raises:
+            LocalProtocolError: the announcements have another one here.
+        """
         for stay in self._announcements.stays(peer):
             if stay.joined_at >= self._heard_at and stay.lines[vector : vector + 1] == (line,):
                 self._heard_at, self._heard_vectors = stay.joined_at, vector + 1
@@ -155,7 +171,11 @@ class AnnouncedPeers(PeerTable):
             self.connect(peer, self.vectors(peer), line)
 
     def disconnect(self, peer: int) -> None:
-        """Hear that a peer has left. Raises ``LocalProtocolError`` if that was not announced, or was heard before."""
+        """Hear that a peer has left.
+
+        Raises:
+            LocalProtocolError: that was not announced, or has been heard before.
+        """
         for stay in self._announcements.stays(peer):
             if stay.left_at is not None and stay.left_at > max(self._heard_at, self._joined_at):
                 self._heard_at = stay.left_at
@@ -171,9 +191,10 @@ class AnnouncedPeers(PeerTable):
         self._joined_at = self._announcements.end
 
     def catch_up(self, end: int | None = None) -> bool:
-        """Hear the first ``end`` announcements, by default all; returns whether there was news.
+        """Hear the first ``end`` announcements, by default all, at a cost that does not depend on the number of peers.
 
-        The cost does not depend on the number of peers.
+        Returns:
+            Whether there was news.
         """
         last = (self._announcements.end if end is None else end) - 1
         news = self._heard_at < last or self._heard_vectors < self._room

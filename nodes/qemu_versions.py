@@ -16,7 +16,11 @@ class QemuVersion(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> QemuVersion:
-        """The first version number in ``text``, such as "7.2.22". Raises ``UsageError`` if there is none."""
+        """The first version number in ``text``, such as "7.2.22".
+
+        Raises:
+            UsageError: there is none.
+        """
         found = re.search(r"\b([0-9]{1,3})\.([0-9]{1,3})(?:\.[0-9]+)*\b", text)
         if found is None:
             raise UsageError(f"expected a version of QEMU such as {NEWEST}, got {text!r}")

@@ -95,8 +95,9 @@ class Vm:
     def place(self, peer: int, memory: memoryview) -> None:
         """The server has given this machine its ID and its memory; the first time, the guest's driver starts.
 
-        Raises ``RemoteProtocolError`` for an ID or a size that the device cannot have, ``UsageError`` for a role that
-        does not go with that ID, or memory that cannot be written.
+        Raises:
+            RemoteProtocolError: an ID or a size that the device cannot have.
+            UsageError: a role that does not go with that ID, or memory that cannot be written.
         """
         is_first = self.device.memory is None
         self.device.set_peer(peer)
@@ -213,8 +214,10 @@ class Vm:
         self.guest.generation += 1
 
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
-        """As `place`, after a migration: no driver starts. Raises ``MigrationError`` if the device cannot have that
-        state.
+        """As `place`, after a migration: no driver starts, because the saved state has what the driver did.
+
+        Raises:
+            MigrationError: the device cannot have that state or that ID.
         """
         self.device.set_peer(peer)
         self.device.set_memory(memory)

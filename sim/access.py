@@ -53,7 +53,12 @@ def name_memories(topology: Topology) -> Topology:
 
 
 def access_to(topology: Topology, first: Path) -> list[Access]:
-    """Return the access to each domain of a topology whose memories have names; ``first`` is the first one's socket."""
+    """Return the access to each domain of a topology whose memories have names.
+
+    Args:
+        topology: What is run.
+        first: The socket of the first domain.
+    """
     accesses = []
     for number, domain in enumerate(topology.domains):
         path = os.path.abspath(server_path(first, number, domain.name))

@@ -32,8 +32,12 @@ SURE = 10
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """A cost model that was read off runs: how many times each of its costs was seen there, the others being those of
-    the base, and why a cost may be wrong (``doubts``).
+    """A cost model that was read off runs.
+
+    Attributes:
+        model: the model.
+        read: how many times each of its costs was seen in the runs. Others are of the base.
+        doubts: why a cost may be wrong, in words.
     """
 
     model: CostModel
@@ -47,8 +51,10 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
     ``ring_ns`` and ``burst_ring_ns`` are read off the run that shows them most often; ``handle_ns``, ``wake_ns`` and
     ``expire_ns`` off the first run that shows them, ``cpus`` off the first run. A run shows ``wake_ns`` if it had no
     more machines than the host has CPUs: in others the machines wait for each other. What no run shows is that of
-    ``base``, by default the shipped model. Raises ``UsageError`` for a run of the virtual engine, a damaged one, and
-    runs that show nothing.
+    ``base``, by default the shipped model.
+
+    Raises:
+        UsageError: a run is of the virtual engine, or damaged; or no run shows anything.
     """
     model = base or load_model()
     costs = [(run, measured_costs(run)) for run in runs]
@@ -175,7 +181,11 @@ class MeasuredCosts:
 
 
 def measured_costs(run: Run) -> MeasuredCosts:
-    """The costs that a run shows without its warm-up. Raises ``UsageError`` if it is damaged or of virtual time."""
+    """The costs that a run shows, its warm-up left out.
+
+    Raises:
+        UsageError: it is of the virtual engine, or a table is missing or damaged.
+    """
     if run.origin.engine != "process":
         raise UsageError(f"{run.path}: a run of the {run.origin.engine} engine shows the costs of its model only")
     samples, table = run.columns, run.drains()

@@ -32,8 +32,10 @@ import cloudpickle
 
 @contextlib.contextmanager
 def program_files(programs: Programs) -> Iterator[list[str]]:
-    """The files of ``programs``; those of functions are removed at the end. Raises ``UsageError`` without cloudpickle,
-    and for a function that it cannot write.
+    """The files of ``programs``; those of functions are removed at the end.
+
+    Raises:
+        UsageError: cloudpickle is not installed, or it cannot write a function.
     """
     given = [programs] if isinstance(programs, str | os.PathLike) or callable(programs) else programs
     with contextlib.ExitStack() as stack:

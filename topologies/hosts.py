@@ -57,7 +57,8 @@ def _domains_of_entry(topology: Topology, entry: TimelineEntry) -> set[str]:
 def part_of(topology: Topology, domains: Collection[str]) -> Topology:
     """The topology with these domains only: their machines, and what the timeline and the expectations say of those.
 
-    Raises ``UsageError`` for a domain that is not known, has no machine, or shares one with another domain.
+    Raises:
+        UsageError: a domain is not known, has no machine, or has one that is in another domain, too.
     """
     known = {domain.name for domain in topology.domains}
     if missing := [name for name in domains if name not in known]:

@@ -28,9 +28,11 @@ NOT_FIRST = "master must connect to the server before any peers"
 
 
 class FailingMigration(Struct, frozen=True):
-    """The outcome of a migration for some of its machines, of the entry in ``line`` (0: it is in no file).
+    """The outcome of a migration for some of its machines.
 
-    ``log`` is what the destination prints, if it is what fails.
+    Attributes:
+        line: that of the entry; 0 for one that is in no file.
+        log: what the destination prints, if it is what fails.
     """
 
     line: int

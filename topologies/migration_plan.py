@@ -43,10 +43,13 @@ class PlannedDevice(Struct, frozen=True):
 
 
 class PlannedMachine(Struct, frozen=True):
-    """One machine, ``present`` from the start of the run or not.
+    """One machine.
 
-    ``blockers`` are QEMU's reasons against migrating it as it is, the newest first, ``refusal`` QEMU's answer to such a
-    migration; ``reason`` says why it stays, or does not start.
+    Attributes:
+        present: it is present from the start of the run.
+        blockers: QEMU's reasons against migrating it as it is, the newest first.
+        refusal: QEMU's answer to such a migration.
+        reason: why it stays, or does not start.
     """
 
     name: str

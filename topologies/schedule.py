@@ -136,7 +136,11 @@ class StopAbove(Struct, frozen=True):
 
 
 def parse_stop_above(text: str) -> StopAbove | None:
-    """The limit that ``[run] stop_above`` names; None for "". Raises ``UsageError`` for a text that is none."""
+    """The limit that ``[run] stop_above`` names; None for "".
+
+    Raises:
+        UsageError: the text is no limit.
+    """
     if not text:
         return None
     found = _LIMIT.fullmatch(text)

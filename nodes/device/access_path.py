@@ -66,7 +66,11 @@ class MisalignedConfig(Enum):
     ACROSS = "takes the bytes from there, also those of the next word"
 
     def load(self, read: Read, offset: int, size_bytes: int) -> int:
-        """Read 1, 2 or 4 bytes at ``offset``. Raises ``GuestError`` for another size, or outside the 256 bytes."""
+        """The value of a read of 1, 2 or 4 bytes at ``offset``.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
         taken = self._taken(offset, size_bytes)
         value = read(offset, size_bytes) if taken == size_bytes else 0
         if taken == size_bytes or self is MisalignedConfig.ZERO:
@@ -75,7 +79,11 @@ class MisalignedConfig(Enum):
         return sum(read(offset + at, 1) << 8 * at for at in range(taken)) | ones
 
     def store(self, write: Write, offset: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes at ``offset``. Raises ``GuestError`` for another size, or outside the 256 bytes."""
+        """Make a write of 1, 2 or 4 bytes at ``offset``.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
         taken = self._taken(offset, size_bytes)
         if taken == size_bytes:
             write(offset, size_bytes, value)

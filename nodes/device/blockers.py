@@ -61,7 +61,11 @@ class Blockers:
         return reversed(self._blockers)
 
     def add(self, blocker: Blocker) -> None:
-        """Add a blocker. Raises ``MigrationError`` if blockers are refused, or during a migration."""
+        """Add a blocker.
+
+        Raises:
+            MigrationError: blockers are refused, or a migration runs.
+        """
         refused = "disallowing migration blocker ({}) for: {}"
         if self._only_migratable:
             raise MigrationError(refused.format("--only-migratable", blocker.text))
@@ -70,11 +74,19 @@ class Blockers:
         self._blockers.append(blocker)
 
     def remove(self, blocker: Blocker) -> None:
-        """Remove this blocker. Raises ``ValueError`` if it was not added."""
+        """Remove this blocker.
+
+        Raises:
+            ValueError: it was not added.
+        """
         self._blockers.remove(blocker)
 
     def plug(self, device: Migratable) -> None:
-        """Add a device and its blocker, if any. Raises ``MigrationError`` if either is refused, or a migration runs."""
+        """Add a device, and its blocker if it has one.
+
+        Raises:
+            MigrationError: a migration runs, or the device or its blocker is refused.
+        """
         if self.migrating and self._locked:
             raise MigrationError("device_add not allowed while migrating")
         if self._only_migratable and not device.profile.stream:
@@ -86,7 +98,12 @@ class Blockers:
         self._devices.append((device, found))
 
     def unplug(self, device: Migratable) -> None:
-        """Remove a device and its blocker, if any. Raises ``MigrationError`` if one runs, ``ValueError`` if unknown."""
+        """Remove a device, and its blocker if it has one.
+
+        Raises:
+            MigrationError: a migration runs.
+            ValueError: the device was not added.
+        """
         if self.migrating and self._locked:
             raise MigrationError("device_del not allowed while migrating")
         for at, (plugged, found) in enumerate(self._devices):
@@ -96,7 +113,12 @@ class Blockers:
         raise ValueError("this device is not plugged")
 
     def check(self) -> None:
-        """Raise ``MigrationError`` if one runs, a device has no state, or with the newest blocker (migrate_prepare)."""
+        """Check that a migration can begin (QEMU, migrate_prepare).
+
+        Raises:
+            MigrationError: a migration runs, a device has no state to save, or there is a blocker (the newest one's
+                text).
+        """
         if self.migrating:
             raise MigrationError("There's a migration process in progress")
         for device, _ in self._devices:

@@ -20,7 +20,11 @@ def make_device(
     size_bytes: int | None = None,
     on_decode: Callable[[], object] = lambda: None,
 ) -> Ivshmem:
-    """Make the device of this profile; arguments and errors are those of `Ivshmem`."""
+    """Make the device of this profile; the arguments are those of `Ivshmem`.
+
+    Raises:
+        UsageError: as `Ivshmem`.
+    """
     kind: type[Ivshmem] = Ivshmem if profile.pci else IvshmemFlat
     if isinstance(profile, ProfileV2):
         kind = IvshmemV2

@@ -52,7 +52,11 @@ def probe(
 
 
 def ring(device: Ivshmem, peer: int, vector: int) -> None:
-    """Write a doorbell to its register. Raises ``GuestError`` if no doorbell has that peer or that vector."""
+    """Write a doorbell to its register.
+
+    Raises:
+        GuestError: no doorbell has that peer or that vector.
+    """
     if not (0 <= peer < ID_LIMIT and 0 <= vector < ID_LIMIT):
         raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
     profile = device.profile
@@ -60,12 +64,20 @@ def ring(device: Ivshmem, peer: int, vector: int) -> None:
 
 
 def set_state(device: Ivshmem, value: int) -> None:
-    """Write the State register (ivshmem v2). Raises ``GuestError`` if the device has none."""
+    """Write the State register (ivshmem v2).
+
+    Raises:
+        GuestError: the device has none.
+    """
     _write_v2(device, STATE, value)
 
 
 def enable_interrupts(device: Ivshmem, *, enabled: bool) -> None:
-    """Write the Interrupt Control register (ivshmem v2). Raises ``GuestError`` if the device has none."""
+    """Write the Interrupt Control register (ivshmem v2).
+
+    Raises:
+        GuestError: the device has none.
+    """
     _write_v2(device, INTERRUPT_CONTROL, int(enabled))
 
 
@@ -77,13 +89,21 @@ def _write_v2(device: Ivshmem, name: str, value: int) -> None:
 
 
 def set_mask(device: Ivshmem, vector: int, *, masked: bool) -> None:
-    """Set or clear the mask bit of a vector's MSI-X table entry (PCI 3.0, 6.8.2). Raises ``GuestError`` without one."""
+    """Set or clear the mask bit of a vector's MSI-X table entry (PCI 3.0, 6.8.2).
+
+    Raises:
+        GuestError: the device has no MSI-X, or no such vector.
+    """
     layout = _msix(device, vector, "to mask").layout
     device.bar_write(layout.bar, ENTRY_BYTES * vector + 4 * CONTROL, 4, MASKED if masked else 0)
 
 
 def is_pending(device: Ivshmem, vector: int) -> bool:
-    """Read a vector's bit in the pending bit array (PCI 3.0, 6.8.2). Raises ``GuestError`` if there is none."""
+    """Read a vector's bit in the pending bit array (PCI 3.0, 6.8.2).
+
+    Raises:
+        GuestError: the device has no MSI-X, or no such vector.
+    """
     layout = _msix(device, vector, "that can be pending").layout
     return bool(device.bar_read(layout.bar, layout.pba_offset + vector // 32 * 4, 4) >> vector % 32 & 1)
 

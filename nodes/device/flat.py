@@ -25,7 +25,8 @@ class IvshmemFlat(Ivshmem):
     def interrupt(self, vector: int, count: int) -> None:
         """Pulse the line for vector 0. Another vector never interrupts (ivshmem_flat_add_vector: &peer->vector).
 
-        Raises ``GuestError`` if the device has no such vector.
+        Raises:
+            GuestError: the device has no such vector.
         """
         self._check_vector(vector)
         if vector == 0:

@@ -29,9 +29,8 @@ PEER_LIMIT = 1 << 16
 class Ivshmem:
     """One ivshmem device.
 
-    Raises ``UsageError`` for a number of vectors, a role or a size that the device cannot have.
-
     Args:
+        profile: which device it is.
         vectors: the number of own eventfds, and of MSI-X vectors where the profile has MSI-X. None: the profile's
             default.
         ring: ``ring(peer, vector)`` is called for each doorbell whose vector is connected.
@@ -40,6 +39,9 @@ class Ivshmem:
         size_bytes: the size of the memory BAR of a device that has this as a property. None: the profile or the memory
             decides.
         on_decode: called when memory decoding is switched on or off, which changes the doorbells that reach a peer.
+
+    Raises:
+        UsageError: a number of vectors, a role or a size that the device cannot have.
     """
 
     # What an engine looks at after each slice of a machine has its place in the object itself, not in a dict.
@@ -146,11 +148,19 @@ class Ivshmem:
     # Accesses of the guest
 
     def config_read(self, offset: int, size_bytes: int) -> int:
-        """Read 1, 2 or 4 of the 256 configuration bytes. Raises ``GuestError`` for another size or offset."""
+        """Read 1, 2 or 4 bytes of configuration space.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
         return self.profile.config_misaligned.load(self.config.read, offset, size_bytes)
 
     def config_write(self, offset: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2 or 4 configuration bytes; sends the messages that this unmasks. Raises as `config_read`."""
+        """Write 1, 2 or 4 bytes of configuration space; sends the messages that this unmasks.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
         self.profile.config_misaligned.store(self.config.write, offset, size_bytes, value)
         self.config_changed()
 
@@ -173,7 +183,8 @@ class Ivshmem:
     def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
         """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; returns 0 without memory decode and outside the BAR.
 
-        Raises ``GuestError`` for another size, or a BAR that the device lacks.
+        Raises:
+            GuestError: another size, or a BAR that the device lacks.
         """
         check_access(offset, size_bytes)
         self._check_bar(bar)
@@ -189,7 +200,9 @@ class Ivshmem:
     def bar_write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
         """Write 1, 2, 4 or 8 bytes of a BAR, little-endian; ignored without memory decode and outside the BAR.
 
-        Raises ``GuestError`` as `bar_read`, and ``ModelledFault`` where the real device crashes.
+        Raises:
+            GuestError: another size, or a BAR that the device lacks.
+            ModelledFault: the real device crashes here.
         """
         check_access(offset, size_bytes)
         self._check_bar(bar)
@@ -240,11 +253,19 @@ class Ivshmem:
         self._update_decode()
 
     def save(self) -> bytes:
-        """The device's state as a migration carries it. Raises ``MigrationError`` for a kind that never migrates."""
+        """Return the device's state as a migration carries it (`nodes.device.migration.save`).
+
+        Raises:
+            MigrationError: this kind of device is never migrated.
+        """
         return migration.save(self)
 
     def load(self, data: bytes) -> None:
-        """Set the device's state from a migration stream; only a master can. Raises as `migration.load`."""
+        """Set the device's state from a migration stream; only a master can (`nodes.device.migration.load`).
+
+        Raises:
+            MigrationError: the state is another device's, or this device is no master.
+        """
         migration.load(self, data)
 
     # Registers
@@ -308,8 +329,9 @@ class Ivshmem:
     def set_peer(self, peer: int) -> None:
         """Set the own ID, as the server assigned it. A device without a server keeps 0.
 
-        Raises ``RemoteProtocolError`` outside 0..65535, ``UsageError`` for a master that has to be peer 0
-        (ivshmem_common_realize).
+        Raises:
+            RemoteProtocolError: an ID outside 0..65535.
+            UsageError: a master that is not peer 0, where the device insists (ivshmem_common_realize).
         """
         if not self.profile.server:
             return  # IVPosition reads 0
@@ -322,8 +344,9 @@ class Ivshmem:
     def set_memory(self, memory: memoryview) -> None:
         """Back BAR2 with shared memory: one dimension of bytes, writable, a power of two of at least a page.
 
-        Raises ``RemoteProtocolError`` for a size that BAR2 cannot have, ``UsageError`` for memory that cannot be
-        written.
+        Raises:
+            RemoteProtocolError: a size that no BAR can have, or less than BAR2's.
+            UsageError: memory that cannot be written.
         """
         if memory.readonly:
             raise UsageError("unable to map backing store: the shared memory cannot be written")
@@ -346,7 +369,11 @@ class Ivshmem:
             self.peer = 0
 
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
-        """Connect a vector; returns False beyond the own number. Raises ``RemoteProtocolError`` outside 0..65535."""
+        """Connect a vector of a peer, or of this device; returns False when it is beyond the own number of vectors.
+
+        Raises:
+            RemoteProtocolError: an ID or a vector outside 0..65535.
+        """
         if not 0 <= peer < PEER_LIMIT or not 0 <= vector < PEER_LIMIT:
             raise RemoteProtocolError(f"peer {peer}, vector {vector}: expected 0..{PEER_LIMIT - 1}")
         if vector >= self.vectors:
@@ -372,7 +399,11 @@ class Ivshmem:
     # Drained eventfds
 
     def interrupt(self, vector: int, count: int) -> None:
-        """An own vector's eventfd was drained of ``count`` doorbells. Raises ``GuestError`` without that vector."""
+        """Interrupt: the eventfd of an own vector was drained and held ``count`` doorbells.
+
+        Raises:
+            GuestError: the device has no such vector.
+        """
         self._check_vector(vector)
         if self.msix is None:
             self._interrupt_status(count)

@@ -168,15 +168,20 @@ def _header(name: str) -> bytes:
 
 
 def save(device: Device) -> bytes:
-    """The device's section of the stream: header, then its profile's fields. Raises ``MigrationError`` without any."""
+    """Return the device's section of the stream: name, instance, version, then the fields of its profile.
+
+    Raises:
+        MigrationError: this kind of device is never migrated.
+    """
     return _header(device.profile.section) + b"".join(field.save(device) for field in _fields(device))
 
 
 def load(device: Device, data: bytes) -> None:
     """Set a device's state from its section of a stream; then send the interrupts that are unmasked and pending.
 
-    Raises ``MigrationError`` for another section, a newer version, a device in the peer role or with another
-    configuration space, or a stream of another length; nothing of the device is changed then.
+    Raises:
+        MigrationError: another section, a newer version, a device in the peer role, a device that differs
+            (configuration space), or a stream of another length. Nothing of the device is changed then.
     """
     fields = _fields(device)
     name = device.profile.section
@@ -234,7 +239,11 @@ class RamMigration:
         self.block_bytes = memory_bytes(source)
 
     def check(self, destination: Device | None) -> None:
-        """Raise ``MigrationError`` unless the memory fits the destination (None: a machine without such a device)."""
+        """Check that the memory fits the destination; None is a machine without such a device.
+
+        Raises:
+            MigrationError: one side has a block that the other lacks, or the sizes differ.
+        """
         now, block = memory_bytes(self._source), self._source.profile.ram_block
         if now != self.block_bytes:
             raise MigrationError("ivshmem.bar2 appeared after the migration began: its contents are lost")

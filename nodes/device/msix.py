@@ -54,8 +54,14 @@ class Layout(Struct, frozen=True):
     def exclusive(cls, vectors: int, bar: int, limit: int, pba_offset: int = 0) -> Layout:
         """The layout of a BAR that holds nothing else: 4 KiB with the PBA at 2 KiB, or more where that is too small.
 
-        ``pba_offset`` is another place of the PBA, 0 for none. Raises ``UsageError`` for fewer than 1 vector or more
-        than ``limit``, and for a PBA where the table is.
+        Args:
+            vectors: how many.
+            bar: the BAR.
+            limit: how many there can be.
+            pba_offset: another place of the PBA; 0: none.
+
+        Raises:
+            UsageError: fewer than 1 vector, or more than ``limit``; or a PBA where the table is.
         """
         if not 1 <= vectors <= limit:
             raise UsageError(f"The number of MSI-X vectors is invalid: {vectors}, expected 1..{limit}")
@@ -209,7 +215,11 @@ class Msix:
     # Interrupts of the device
 
     def message(self, vector: int) -> MsixMessage:
-        """Return the message that the vector would send now. Raises ``GuestError`` if there is no such vector."""
+        """Return the message that the vector would send now.
+
+        Raises:
+            GuestError: there is no such vector.
+        """
         if not 0 <= vector < self.layout.vectors:
             raise GuestError(f"vector {vector}: the device has {self.layout.vectors}")
         at = vector * ENTRY_WORDS

@@ -92,8 +92,11 @@ class Capability(Struct, frozen=True):
 class ConfigSpace:
     """256 bytes of configuration space, with masks.
 
-    ``writable_from``: the first byte from which everything that no BAR or capability covers can be written. QEMU: 0x40,
-    and a reset does not clear it (pci_init_wmask). Raises ``UsageError`` if two capabilities overlap.
+    ``writable_from``: the first byte from which everything that no BAR or capability covers
+    can be written. QEMU: 0x40, and a reset does not clear it (pci_init_wmask).
+
+    Raises:
+        UsageError: two capabilities overlap.
     """
 
     __slots__ = ("_identity", "_masks", "bars", "capabilities", "data")
@@ -133,7 +136,11 @@ class ConfigSpace:
         self._identity = bytes(self.data[:HEADER_BYTES])
 
     def add_bar(self, bar: Bar) -> None:
-        """Add a BAR; a guest can then size and map it. Raises ``UsageError`` if its registers are another BAR's."""
+        """Add a BAR; a guest can then size and map it.
+
+        Raises:
+            UsageError: its registers are another BAR's.
+        """
         if bar.index in self.bars or any(self._masks[bar.offset : bar.offset + bar.register_bytes]):
             raise UsageError(f"BAR{bar.index} is declared already")
         self.bars[bar.index] = bar
@@ -176,12 +183,20 @@ class ConfigSpace:
         self._put(COMMAND, 2, value)
 
     def read(self, offset: int, size_bytes: int) -> int:
-        """Read 1, 2 or 4 bytes, little-endian. Raises ``GuestError`` for another size, or outside the 256 bytes."""
+        """Read 1, 2 or 4 bytes, little-endian.
+
+        Raises:
+            GuestError: another size, or bytes outside the 256.
+        """
         _check(offset, size_bytes)
         return int.from_bytes(self.data[offset : offset + size_bytes], "little")
 
     def write(self, offset: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes, little-endian, through the write mask. Raises ``GuestError`` as `read`."""
+        """Write 1, 2 or 4 bytes, little-endian, through the write mask.
+
+        Raises:
+            GuestError: another size, or bytes outside the 256.
+        """
         _check(offset, size_bytes)
         for at in range(offset, offset + size_bytes):
             mask = self._masks[at]

@@ -345,7 +345,8 @@ PROFILES: Mapping[str, Profile] = _Profiles(
 def profile(name: str) -> Profile:
     """Return the profile of that name; or of a version, as qemu-doorbell-7.2; or a variant.
 
-    Raises ``UsageError`` for an unknown name, with a list of all, and for a variant with a cell that cannot be.
+    Raises:
+        UsageError: there is no such profile; the message lists all of them. Or a variant has a cell that cannot be.
     """
     base, cells = parse_variant(name)
     if base not in PROFILES:

@@ -89,7 +89,11 @@ class Register(Struct, frozen=True):
 
 
 class RegisterMap(Struct, frozen=True):
-    """A window of registers. Raises ``UsageError`` unless each of its words is declared once."""
+    """A window of registers; every word of it is declared once.
+
+    Raises:
+        UsageError: a word is declared twice, or not at all.
+    """
 
     name: str
     size_bytes: int
@@ -106,7 +110,11 @@ class RegisterMap(Struct, frozen=True):
             raise UsageError(f"{self.name}: registers end at {at:#x}, the window at {self.size_bytes:#x}")
 
     def offset_of(self, name: str) -> int:
-        """The offset of the register of that name. Raises ``UsageError`` if the map has none."""
+        """The offset of the register of that name.
+
+        Raises:
+            UsageError: the map has none.
+        """
         for register in self.registers:
             if register.name == name:
                 return register.offset
@@ -240,7 +248,11 @@ def _refused(unfit: Unfit, size_bytes: int) -> int:
 
 
 def check_access(offset: int, size_bytes: int) -> None:
-    """Raise ``GuestError`` for an access that no bus carries: not of 1, 2, 4 or 8 bytes, or at a negative offset."""
+    """Check that a bus can carry the access.
+
+    Raises:
+        GuestError: a size that is not 1, 2, 4 or 8 bytes, or a negative offset.
+    """
     if size_bytes not in SIZES:
         raise GuestError(f"an access of {size_bytes} bytes: the bus carries 1, 2, 4 or 8")
     if offset < 0:

@@ -46,7 +46,11 @@ class VariantCell(Struct, frozen=True):
         return "true or false" if self.is_switch else f"{self.least:#x} to {self.most:#x}{self.also}"
 
     def check(self, name: str, value: object) -> Value:
-        """Return the value. Raises ``UsageError`` if it is none of this cell's."""
+        """Return the value.
+
+        Raises:
+            UsageError: it is none of this cell's.
+        """
         kind = bool if self.is_switch else int
         if type(value) is not kind or not (self.is_switch or (self.least <= value <= self.most and self.fits(value))):
             raise UsageError(f"{name}: expected {self.values}, got {value!r}")
@@ -108,13 +112,21 @@ def variant_name(base: str, cells: Mapping[str, Value]) -> str:
 
 
 def parse_variant(name: str) -> tuple[str, dict[str, Value]]:
-    """The base and the cells of a variant's name, if any. Raises ``UsageError`` for a cell without a value."""
+    """The base and the cells of a variant's name; a plain name has none.
+
+    Raises:
+        UsageError: a cell without a value.
+    """
     base, _, text = name.partition(SEPARATOR)
     return base, parse_cells(text.split(",")) if text else {}
 
 
 def parse_cells(texts: list[str]) -> dict[str, Value]:
-    """Cells from texts CELL=VALUE. Raises ``UsageError`` for a text of another form."""
+    """Cells from texts CELL=VALUE.
+
+    Raises:
+        UsageError: a text of another form.
+    """
     cells: dict[str, Value] = {}
     for text in texts:
         cell, equals, value = text.partition("=")
@@ -134,8 +146,8 @@ def _value(text: str) -> Value:
 def make_variant(base: Profile, cells: Mapping[str, Any]) -> Profile:
     """The profile ``base`` with these cells changed; without any, it is ``base`` itself.
 
-    Raises ``UsageError`` for an unknown cell, a value that it cannot have, or BARs and capabilities that do not fit
-    together.
+    Raises:
+        UsageError: an unknown cell, a value that it cannot have, or BARs and capabilities that do not fit together.
     """
     if not cells:
         return base

@@ -12,7 +12,11 @@ LOOK_EVERY_NS = 10_000_000
 
 
 def check_vectors(guest: Guest, vectors: Sequence[int]) -> None:
-    """Raise ``GuestError`` for vectors that no peer can have: a device knows as many of a peer as it has itself."""
+    """Check that vectors can be rung: a device knows no more vectors of a peer than it has itself.
+
+    Raises:
+        GuestError: one of them cannot.
+    """
     for vector in vectors:
         if not 0 <= vector < guest.vectors:
             raise GuestError(
@@ -31,9 +35,19 @@ class Targets:
     """The doorbells that a program rings: (peer, vector) pairs.
 
     The row of a peer that has not joined yet is empty. A peer that has left is still rung, as the topology asks, and
-    its doorbells are refused. Without ``vectors``, each one that a peer has, or had, is rung. ``rows`` are the pairs of
-    each peer of ``to``, in that order; ``generation`` is the guest's at the last `look`. Raises ``GuestError`` if one
-    of the vectors cannot be rung.
+    its doorbells are refused.
+
+    Args:
+        guest: the machine of the program.
+        to: the peers to ring.
+        vectors: the vectors to ring; None: each vector that a peer has, or had.
+
+    Attributes:
+        rows: the pairs of each peer of ``to``, in that order.
+        generation: the ``guest.generation`` of the last `look`.
+
+    Raises:
+        GuestError: one of the vectors cannot be rung.
     """
 
     def __init__(self, guest: Guest, to: Peers, vectors: Sequence[int] | None) -> None:

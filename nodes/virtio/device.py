@@ -30,9 +30,15 @@ class _QueueState:
 
 
 class VirtioDevice:
-    """A device with queues of at most ``queue_size`` descriptors each; ``guest`` is peer 0 of two, of ivshmem v2.
+    """A device with some queues.
 
-    ``driver_features`` is what the driver has accepted.
+    Args:
+        guest: a guest with a device of ivshmem v2, peer 0 of two.
+        queues: how many queues it has.
+        queue_size: how many descriptors each of them has at most.
+
+    Attributes:
+        driver_features: what the driver has accepted.
     """
 
     def __init__(self, guest: Guest, *, queues: int, queue_size: int) -> None:

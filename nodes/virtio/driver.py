@@ -20,7 +20,11 @@ Steps = Generator[int | None, Interrupt | None, bool]
 
 
 class VirtioDriver:
-    """A driver that sets up its ``queues`` one after the other behind the header."""
+    """A driver that sets up its queues one after the other behind the header.
+
+    Attributes:
+        queues: the queues that are set up.
+    """
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
@@ -52,8 +56,10 @@ class VirtioDriver:
     def start(self, queues: list[tuple[int, int, bool]]) -> Steps:
         """Reset the device, agree on features, set up the queues (size, buffer bytes, whether the device writes them).
 
-        False when the device goes away meanwhile. Raises ``GuestError`` if the device refuses the features, or the
-        section has no room.
+        False when the device goes away meanwhile.
+
+        Raises:
+            GuestError: the device refuses the features, or the section has no room.
         """
         self._next, self.queues = HEADER_BYTES, []
         status = VirtioStatus.ACKNOWLEDGE | VirtioStatus.DRIVER

@@ -66,7 +66,14 @@ class VirtioStatus(IntEnum):
 
 
 class VirtioHeader:
-    """The registers of one device, in the read/write section ``shared``. Raises ``GuestError`` if it is too small."""
+    """The registers of one device, in the read/write section that both sides write.
+
+    Args:
+        shared: the read/write section.
+
+    Raises:
+        GuestError: it is too small.
+    """
 
     def __init__(self, shared: memoryview) -> None:
         if len(shared) < SECTION_BYTES_MIN:

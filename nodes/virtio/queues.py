@@ -53,7 +53,8 @@ class DeviceQueue(_Queue):
     def take(self) -> tuple[int, memoryview, bool] | None:
         """The next available buffer: its descriptor, its bytes, whether the device is to write it; None if none is.
 
-        Raises ``GuestError`` for a descriptor or a buffer outside the section, or a chain of descriptors.
+        Raises:
+            GuestError: a descriptor or a buffer outside the section, or a chain of descriptors.
         """
         size = self.addresses.size
         if self._seen == self._index(self.addresses.available + 2):

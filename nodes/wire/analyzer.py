@@ -161,11 +161,16 @@ def _says_something(entries: Iterable[Entry]) -> bool:
 def explain(
     connection: int, entries: Sequence[Entry], *, dialect: Dialect | None = None, vectors: int | None = None
 ) -> Analysis:
-    """Explain one connection from all of its entries, and judge it as a device does.
+    """Explain one connection, and judge it as a device does.
 
     The meaning follows the dialect that the server speaks. The judgement ends at the first violation that ends the
-    device. ``dialect`` is what the judging device speaks; None: v2 where the server speaks it, else v0. ``vectors`` is
-    how many it has; None: any number.
+    device.
+
+    Args:
+        connection: its number in the session.
+        entries: all entries of the connection, in order.
+        dialect: what the judging device speaks; None: v2 where the server speaks it, else v0.
+        vectors: how many vectors it has; None: any number.
     """
     recognised, named = recognise(entries)
     if dialect is V2 or (recognised is V2 and dialect is None):

@@ -146,7 +146,11 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 def parse_entry(text: str, line: int = 0) -> Entry | None:
-    """Read one line; returns None if it is empty or a comment. Raises ``SessionError`` if it is not valid."""
+    """Read one line; returns None if it is empty or a comment.
+
+    Raises:
+        SessionError: the line is not valid.
+    """
     words = _COMMENT.sub("", text).split()
     if not words:
         return None
@@ -203,7 +207,11 @@ def _parse_kinds(words: list[str], line: int) -> tuple[Kind, ...]:
 
 
 def parse(lines: Iterable[str]) -> Session:
-    """Read a whole file. Raises ``SessionError`` with the first line that is not valid."""
+    """Read a whole file.
+
+    Raises:
+        SessionError: names the first line that is not valid.
+    """
     entries: list[Entry] = []
     time_ns = 0
     ended: dict[int, bool] = {}  # connection -> nothing more can come

@@ -81,8 +81,12 @@ Event = Assigned | MemoryShared[D] | VectorConnected[D] | PeerLeft | Ignored[D]
 class Client(Generic[D]):
     """One connection to a server, as a state machine: `receive` takes bytes and descriptors and returns events.
 
-    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`. Further eventfds of a peer than
-    the own device has ``vectors`` are ignored: the device has no place for them (ivshmem.c, process_msg_connect).
+    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`.
+
+    Args:
+        vectors: how many vectors the own device has. Further eventfds of a peer are ignored: the device has no place
+            for them (ivshmem.c, process_msg_connect).
+        dialect: what the server speaks, if that is known.
 
     Attributes:
         dialect: what the server speaks; None until that is known.
@@ -128,8 +132,9 @@ class Client(Generic[D]):
     def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Event[D]]:
         """Yield an event for each message that ``data`` completes.
 
-        Raises ``RemoteProtocolError`` if the server violates the greeting; the descriptors of that message and of those
-        behind it are then in `unclaimed`.
+        Raises:
+            RemoteProtocolError: the server violates the greeting. The descriptors of that message and of those behind
+                it are then in `unclaimed`.
         """
         self._messages.extend(self._decoder.feed(data, descriptors))
         return self._take_events()
@@ -148,8 +153,9 @@ class Client(Generic[D]):
     def end(self) -> None:
         """The server has closed the connection.
 
-        Raises ``RemoteProtocolError`` if it did so within its greeting. Later it is no error: doorbells and interrupts
-        do not need a server (ivshmem-spec, "Interrupts").
+        Raises:
+            RemoteProtocolError: it did so within its greeting. Later it is no error: doorbells and interrupts do not
+                need a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
             raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")

@@ -41,11 +41,17 @@ class ExplainedEntry:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One connection; ``dialect``, ``peer`` and ``memory_bytes`` are None if they never came.
+    """One connection.
 
-    ``connection`` is its number in the session, ``named`` the dialect of the server in words, ``judged_by`` that of the
-    device that judges. ``entries`` have the meaning of each and the rules that it violates, ``notes`` what is no
-    violation.
+    Attributes:
+        connection: its number in the session.
+        dialect: what the server speaks; None if that is unknown.
+        named: the same in words.
+        judged_by: the dialect of the device that judges.
+        peer: the ID of the client; None if it never came.
+        memory_bytes: the size of the shared memory; None if it never came.
+        entries: each entry with its meaning and the rules that it violates.
+        notes: what is worth knowing and no violation.
     """
 
     connection: int

@@ -55,12 +55,26 @@ class Server(Generic[D]):
         self._memory = Message(MEMORY, (memory,))
 
     def join(self, vectors: Sequence[D]) -> tuple[int, list[Outbound[D]]]:
-        """Admit a client with these eventfds; returns its ID, and all messages that this causes. Raises as `enter`."""
+        """Admit a client.
+
+        Args:
+            vectors: its eventfds.
+
+        Returns:
+            Its ID, and all messages that this causes, in order.
+
+        Raises:
+            LocalProtocolError: all 65536 IDs have been given.
+        """
         peer = self.enter(vectors)
         return peer, self.spell_out(self.greet([peer]))
 
     def enter(self, vectors: Sequence[D]) -> int:
-        """Admit a client to `greet` later; returns its ID. Raises ``LocalProtocolError`` if all 65536 are given."""
+        """Admit a client and announce it later, by `greet`; returns its ID.
+
+        Raises:
+            LocalProtocolError: all 65536 IDs have been given.
+        """
         peer = self._next_peer()
         self.peers[peer] = self._announcements(peer, vectors)
         return peer
@@ -108,9 +122,11 @@ class Server(Generic[D]):
     def malformed(self, kind: str, peer: int) -> Message[D]:
         """A message that a server must not send to a peer that has its greeting.
 
-        ``kind`` is "bad_peer", "negative_peer", "left_itself" and "left_unknown" (the leave of an ID that no peer has,
-        of -2, of this peer, of the last ID), "memory_again", "memory_missing" (a second greeting or memory, the latter
-        without its descriptor), or "half_message".
+        Args:
+            kind: "bad_peer", "negative_peer", "left_itself" and "left_unknown" (the leave of an ID that no peer has, of
+                -2, of this peer, of the last ID), "memory_again", "memory_missing" (a second greeting or memory, the
+                latter without its descriptor), "half_message".
+            peer: the peer that gets it.
         """
         leaves = {"bad_peer": PEERS_MAX, "negative_peer": -2, "left_itself": peer, "left_unknown": PEERS_MAX - 1}
         if kind in leaves:

@@ -111,7 +111,11 @@ def part_of(memory: memoryview, offset: int, length: int) -> memoryview:
 
 
 def writable_part(attachment: Attachment, offset: int, length: int) -> memoryview:
-    """As `part_of`; of ivshmem v2, raises ``ForbiddenStoreError`` for another peer's section and the State Table."""
+    """A part of the memory that may be written; a peer of ivshmem v2 may not write everywhere.
+
+    Raises:
+        ForbiddenStoreError: it is another's section, or the State Table.
+    """
     part = part_of(attachment.memory, offset, length)
     return part if attachment.sections is None else attachment.sections.writable(offset, length)
 

@@ -19,7 +19,12 @@ def echo_json(value: object) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file of any kind in place. Raises ``UsageError`` for the path, or ``HostError`` without room for it."""
+    """Write a file of any kind in place.
+
+    Raises:
+        UsageError: the path cannot be written.
+        HostError: this host has no room for the content.
+    """
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:

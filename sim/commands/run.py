@@ -214,8 +214,11 @@ def write_demand(topology: topologies.Topology, runs: Path, *, as_json: bool = F
 
 
 def _replay_schedule(context: click.Context, file: Path) -> int:
-    """Print every event of the schedule in a file; returns the exit code. Raises ``click.UsageError`` for anything
-    beside ``--replay``, as the file holds all else, and ``TopologyError`` when its topology or a program is gone.
+    """Print every event of the schedule in a file; returns the exit code.
+
+    Raises:
+        click.UsageError: the command line has anything beside ``--replay``: the file holds the topology and all else.
+        TopologyError: the topology of the schedule, or a program of it, is no longer there.
     """
     from sim.explore import read_replay
     from sim.explore.seed import trace_seed

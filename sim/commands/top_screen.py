@@ -36,8 +36,15 @@ HAPPENED_SHOWN = 6
 def show_top(
     run: Path | None, *, once: bool, as_json: bool, quiet: bool, prometheus: Path | None, port: int | None = None
 ) -> None:
-    """Follow a run until it ends; None is the run that this user began last. Every snapshot goes to the file
-    ``prometheus``. With a ``port``, serve the page of `sim.commands.top_web`. Raises ``UsageError`` without such a run.
+    """Follow a run until it ends.
+
+    Args:
+        run: a run directory or a telemetry socket; None is the run that this user began last.
+        prometheus: the file that gets every snapshot.
+        port: serve the page of `sim.commands.top_web` there, and show no table.
+
+    Raises:
+        UsageError: there is no such run, or it is over.
     """
     found = _find(run)
     console = Console()

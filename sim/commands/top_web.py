@@ -21,7 +21,11 @@ CLIENT_PATIENCE_S = 10.0
 
 
 class LiveServer:
-    """Serves the page and its events until it is closed. Raises ``UsageError`` or ``HostError`` for the port."""
+    """Serves the page and its events until it is closed. A context manager.
+
+    Raises:
+        UsageError, HostError: the port cannot be used.
+    """
 
     def __init__(self, port: int) -> None:
         self._news = threading.Condition()

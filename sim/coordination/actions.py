@@ -51,7 +51,14 @@ class Actions:
         """By machine: the counters that were filled, and their values before."""
 
     def do(self, action: actions.Action, machine: int | None) -> Details:
-        """Carry out an action; returns further fields of its event. Raises ``ActionError`` if that is not possible."""
+        """Carry out an action on a machine, or on a server.
+
+        Returns:
+            Further fields of the event.
+
+        Raises:
+            ActionError: it is not possible now.
+        """
         target: Incarnation | LiveDomain | None = None
         if isinstance(action, actions.RunAction):
             pass

@@ -46,8 +46,10 @@ TOLD = frozenset(
 class Coordinator:
     """Runs the machines of one topology on an engine. ``event(kind, **fields)`` is told what happens, as it happens.
 
-    A recording belongs where ``recording_path(number)`` says; None for memory only. ``observe`` makes what shows the
-    run while it lasts. ``gate`` holds the start.
+    Args:
+        recording_path: where the recording with that number belongs; None for memory only.
+        observe: makes what shows the run while it lasts.
+        gate: holds the start.
     """
 
     def __init__(

@@ -17,8 +17,13 @@ class LiveDomain:
 
     Machines that are present from the start join together, in the order of the topology, in whatever order they
     connect. A machine that connects later joins at once. Foreign clients (real QEMUs, tools) join after the machines
-    that are present. ``on_join`` gets the incarnation, and the index of the device that has joined; ``on_foreign`` a
-    client that is no machine of the topology, and its ID; ``on_fault`` the reason why a client could not be admitted.
+    that are present.
+
+    Args:
+        on_join: called with the incarnation, and the index in its list of the device that has joined.
+        on_foreign: called with the arrival of a client that is no machine of the topology, and its ID.
+        on_leave: called with a client that has left, and the reason.
+        on_fault: called with the reason why a client could not be admitted.
     """
 
     def __init__(

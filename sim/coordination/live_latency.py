@@ -25,10 +25,17 @@ PERCENTILES = {"p50": 50, "p99": 99}
 def recent_delivery_ns(
     recordings: Mapping[int, Recording], row_of: Mapping[tuple[int, int], int], now_ns: int
 ) -> dict[str, int]:
-    """Percentiles of delivery over the last second, p50 and p99; none if too few doorbells were sampled in it.
+    """Percentiles of delivery over the last second; none if too few doorbells were sampled in it.
 
     Only the latest entries of each recording are read, so these figures are an estimate and not those of the result.
-    ``recordings`` are by row; ``row_of`` is the row that has an ID (domain, peer).
+
+    Args:
+        recordings: the recordings by row.
+        row_of: the row that has an ID (domain, peer).
+        now_ns: CLOCK_MONOTONIC.
+
+    Returns:
+        p50 and p99 in nanoseconds.
     """
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []

@@ -65,7 +65,11 @@ class LiveMachines:
         incarnation.live.start()
 
     def new_incarnation(self, machine: int) -> Incarnation:
-        """The incarnation in which a machine can join now: its first or one more. Raises ``HostError`` without room."""
+        """The incarnation in which a machine can join now: its first one if that has not begun, else one more.
+
+        Raises:
+            HostError: there is no room for its recordings.
+        """
         current = self.current[machine]
         if not current.started:
             return current

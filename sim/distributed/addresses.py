@@ -36,8 +36,11 @@ def make_tls(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None
 
 
 def check_address(address: str, tls: Tls | None) -> str:
-    """Check the address of a scheduler; returns its host. Raises ``UsageError`` for what is no address, for tls://
-    without certificates, and for tcp:// with them or beyond this host's loopback.
+    """Check the address of a scheduler; returns its host.
+
+    Raises:
+        UsageError: it is no address; it is tls:// without certificates, or tcp:// with them; it is tcp:// and not on
+            this host's loopback.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found["port"]) > 65535:

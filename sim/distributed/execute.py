@@ -51,11 +51,18 @@ def execute(
 ) -> JobResult:
     """Run a job; nothing of it is left when this returns or raises.
 
-    Its private directory is made in ``scratch``. ``host`` is the name of this host, for the result and for the manifest
-    of a run. ``is_wanted`` is asked every 0.2 s; False stops the job. A run starts once the ``barrier`` opens.
+    Args:
+        job: the command line and its files.
+        server: what forks its process.
+        scratch: where its private directory is made.
+        host: the name of this host, for the result and for the manifest of a run.
+        is_wanted: is asked every 0.2 s; False stops the job.
+        barrier: where the run waits before it starts.
 
-    Raises ``JobStoppedError`` when it was stopped, ``UsageError`` when a file of the job has no name below its
-    directory, ``HostError`` or ``OSError`` when this host refuses.
+    Raises:
+        JobStoppedError: the job was stopped.
+        UsageError: a file of the job has no name below the job's directory.
+        HostError, OSError: this host refuses.
     """
     place = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
     try:

@@ -50,12 +50,24 @@ def explore_on(
 ) -> tuple[Exploration, str]:
     """Run a topology with each seed on a cluster; stop at the first that breaks an invariant, unless ``keep_going``.
 
-    The topology's own seed is not used. A seed that breaks an invariant is run again here, for its schedule. Each
-    worker uses so many processes (``jobs``). ``progress`` is called with the sums so far, now and then; ``warn`` with a
-    line for the user. Returns the sums, and the name of the signal that ended it early, "" for none.
+    A seed that breaks an invariant is run again here, for its schedule.
 
-    Raises ``RunError`` when the scheduler is gone, or an invariant that a host found broken holds here; ``HostError``
-    or ``UsageError`` when a host cannot run it.
+    Args:
+        cluster: where.
+        topology: the topology; its own seed is not used.
+        programs: the files that its programs are in.
+        seeds: the seeds, one after the other.
+        jobs: how many processes each worker uses.
+        keep_going: run all seeds.
+        progress: called with the sums so far, now and then.
+        warn: is called with a line for the user.
+
+    Returns:
+        The sums, and the name of the signal that ended it early, "" for none.
+
+    Raises:
+        RunError: the scheduler is gone, or an invariant that a host found broken holds here.
+        HostError, UsageError: a host cannot run it.
     """
     inputs = collect_inputs(topology, programs)
     options = ["--jobs", str(jobs), "--json", "--no-shrink", *(["--keep-going"] if keep_going else [])]

@@ -44,11 +44,18 @@ class HostPart(NamedTuple):
 
 
 def place_domains(topology: Topology, workers: Mapping[str, int], where: str) -> list[HostPart]:
-    """Decide which host runs which domains; those on any host go to that with the fewest machines, the largest first.
+    """Decide which host runs which domains.
 
-    ``workers`` are the names of the hosts at the scheduler ``where``, each with the number of its workers; "" for
-    workers without names. Raises ``UsageError`` when no domain has a host, or there are fewer workers without names
-    than hosts, ``HostError`` when a host has no worker.
+    A domain on any host goes to the host with the fewest machines, the largest domain first.
+
+    Args:
+        topology: the topology; its domains have hosts.
+        workers: the names of the hosts, each with the number of its workers; "" for workers without names.
+        where: the address of their scheduler.
+
+    Raises:
+        UsageError: no domain has a host, or there are fewer workers without names than hosts.
+        HostError: a host has no worker.
     """
     if not has_hosts(topology):
         raise UsageError('no domain has a host: `[domains.NAME]` with `host = "any"`, or the name of a worker')
@@ -80,10 +87,18 @@ def place_domains(topology: Topology, workers: Mapping[str, int], where: str) ->
 
 
 class HostsRun:
-    """A run of a whole topology over several hosts; ``placed`` says which of them runs which domains.
+    """A run over several hosts.
 
-    ``resources_every_s`` is as for `sim.run`; ``tell`` is called with a line for the user when something has happened.
-    Raises as `collect_inputs`.
+    Args:
+        topology: the whole topology.
+        placed: which host runs which domains.
+        cluster: where.
+        programs: the files that its programs are in.
+        resources_every_s: as for `sim.run`.
+        tell: is called with a line for the user when something has happened.
+
+    Raises:
+        UsageError: as `collect_inputs`.
     """
 
     def __init__(
@@ -120,8 +135,10 @@ class HostsRun:
         return list(found.values())
 
     def run(self, directory: RunDirectory) -> Run:
-        """Run until all parts have ended, one failed, or a signal came; nothing runs on any host afterwards. Raises
-        ``HostError`` or ``UsageError`` when a host has refused its part; the directory says so, too.
+        """Run until all parts have ended, or one failed, or a signal came. Nothing runs on any host afterwards.
+
+        Raises:
+            HostError, UsageError: a host has refused its part; the directory says so, too.
         """
         self._directory = directory
         with signals_noted() as signalled:

@@ -23,10 +23,13 @@ COMPRESSION = 1
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A command line of `ivsim`, without the name of the program, and the files that it reads, by relative names.
+    """A command line of `ivsim`, without the name of the program.
 
-    In the directory ``collect`` ("": none) it makes a run directory, to be sent back. At the ``barrier`` of that name
-    ("": none) the run waits for those of other hosts.
+    Attributes:
+        arguments: the arguments; files have relative names.
+        files: the name of each file that the command reads, and its content.
+        collect: the directory in which the command makes a run directory, to be sent back; "": none.
+        barrier: the name of the barrier at which the run waits for those of other hosts; "": it does not wait.
     """
 
     arguments: list[str]
@@ -36,10 +39,15 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct, frozen=True):
-    """The result of a command line: the name of the host, the exit code (negative: the number of the signal that ended
-    it), the standard output, and the end of the standard error.
+    """The result of a command line.
 
-    ``archive`` is the run directory as a compressed tar file, empty when there is none; ``digest`` is its SHA-256.
+    Attributes:
+        host: the name of the host that ran it.
+        code: its exit code; negative: the number of the signal that ended it.
+        stdout: its standard output.
+        stderr: the end of its standard error.
+        archive: the run directory as a compressed tar file; empty when there is none.
+        digest: the SHA-256 of ``archive``.
     """
 
     host: str
@@ -79,8 +87,11 @@ def pack(directory: Path) -> tuple[bytes, str]:
 
 
 def unpack(result: JobResult, directory: Path) -> None:
-    """Write the run directory of a result to a new directory. Raises ``RunError`` for another archive than was sent,
-    and for one with anything but files below the directory; ``OSError`` when the disk refuses.
+    """Write the run directory of a result to ``directory``, which does not exist yet.
+
+    Raises:
+        RunError: the archive is not the one that was sent, or holds anything but files with names below it.
+        OSError: the disk refuses.
     """
     if hashlib.sha256(result.archive).hexdigest() != result.digest:
         raise RunError(f"the run from {result.host} arrived damaged: its SHA-256 is not {result.digest}")
@@ -116,8 +127,10 @@ class Inputs(NamedTuple):
 
 
 def collect_inputs(topology: Topology, programs: Sequence[str | Path]) -> Inputs:
-    """The text of a topology, its traces, and the programs that the user has named; no other file travels. Raises
-    ``UsageError`` for a file that cannot be read, two programs of the same name, and an image of a guest.
+    """The text of a topology, its traces, and the programs that the user has named; no other file travels.
+
+    Raises:
+        UsageError: a file cannot be read, two programs have the same name, or the topology needs an image of a guest.
     """
     if guest := next((machine for machine in topology.machines if machine.guest is not None), None):
         raise UsageError(f"{guest.name} has an image of a guest, which is not sent to other hosts")

@@ -27,7 +27,11 @@ ANSWER_BYTES_MAX = 1024
 
 
 class JobProcess:
-    """A job: the leader of a process group. ``descriptor`` is a pidfd of it, readable once it has ended."""
+    """A job: the leader of a process group.
+
+    Attributes:
+        descriptor: a pidfd of it, readable once it has ended.
+    """
 
     def __init__(self, pid: int, descriptor: int, keeper: socket.socket) -> None:
         self.descriptor = descriptor
@@ -80,10 +84,15 @@ class JobServer(Closeable):
 
     @contextlib.contextmanager
     def job(self, place: Path, request: Request, held_by: socket.socket | None = None) -> Iterator[JobProcess]:
-        """Start a job, which is to be collected within the context. Raises ``HostError`` without a process for it.
+        """Start a job, which is to be collected within the context.
 
-        Its current directory is ``place``; its output is there, in the files `STDOUT` and `STDERR`. The start of a run
-        is held by the socket ``held_by``.
+        Args:
+            place: its current directory; its output is there, in the files `STDOUT` and `STDERR`.
+            request: its command line.
+            held_by: the socket that holds the start of a run.
+
+        Raises:
+            HostError: this host has no process for it.
         """
         (place / REQUEST).write_bytes(msgspec.msgpack.encode(request))
         answer = b""

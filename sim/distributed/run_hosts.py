@@ -23,8 +23,13 @@ def run_on_hosts(
     resources_every_s: float,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Run:
-    """Run each part of a topology on its host, and return the run of all. Arguments and errors are those of `sim.run`;
-    ``tell`` is called with a line for the user when something has happened.
+    """Run each part of a topology on its host, and return the run of all. The arguments are those of `sim.run`.
+
+    Args:
+        tell: is called with a line for the user when something has happened.
+
+    Raises:
+        TopologyError, UsageError, HostError: it cannot be run there.
     """
     from sim.distributed.hosts import HostsRun, place_domains
 

@@ -27,10 +27,14 @@ PAUSE_S = 1.0
 
 
 def keep_worker(serve: Callable[[Path], bool], tell: Callable[[str], object]) -> None:
-    """Keep a worker until a signal comes. Raises ``HostError`` when the first one could not be started.
+    """Keep a worker until a signal comes.
 
-    ``serve`` is called in a child with a directory for jobs; it returns whether a signal ended it. ``tell`` gets a line
-    when the worker is started again.
+    Args:
+        serve: is called in a child with a directory for jobs; returns whether a signal ended it.
+        tell: gets a line when the worker is started again.
+
+    Raises:
+        HostError: the first worker could not be started.
     """
     keep_orphans()
     has_served = False

@@ -24,7 +24,16 @@ RUNS = "runs"
 
 
 class ClusterSweep:
-    """Carries out the runs of a sweep that are not done, with the arguments of `sim.sweeps.run_sweep.run_cells`."""
+    """Carries out the runs of a sweep that are not done.
+
+    Args:
+        sweep: the sweep.
+        cluster: where the runs are carried out.
+        resources_every_s: as for `sim.run`.
+        balance: give each host the same number of the repeats of a combination.
+        tell: is called with a cell and its host when its run begins, and with its row when it has ended.
+        warn: is called with a line for the user.
+    """
 
     def __init__(
         self,
@@ -47,11 +56,13 @@ class ClusterSweep:
         self._missing_since_s: float | None = None
 
     def run(self) -> str:
-        """Run until all is done or a signal comes; returns the name of the signal, "" for none.
+        """Run until all is done or a signal comes. Returns the name of the signal, "" for none.
 
-        Nothing runs on any host afterwards, unless a warning names one that did not answer. Raises ``RunError`` when
-        the scheduler is gone, or a run ends each worker that begins it; ``HostError`` or ``UsageError`` when a host
-        cannot carry out a run, or its result cannot be stored.
+        Nothing runs on any host afterwards, unless a warning names one that did not answer.
+
+        Raises:
+            RunError: the scheduler is gone, or a run ends each worker that begins it.
+            HostError, UsageError: a run cannot be carried out on its host, or the result cannot be stored.
         """
         with signals_noted() as signalled:
             try:

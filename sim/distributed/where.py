@@ -29,7 +29,10 @@ class Where(NamedTuple):
 
 def where_of(scheduler: str | None, workers: int | None, tls: Tls | None) -> Where | None:
     """The cluster of a scheduler, or of so many workers of this host; None for neither: this process does the work.
-    Raises ``UsageError`` for both, certificates without a scheduler, an address as `check_address`, and without Dask.
+
+    Raises:
+        UsageError: both are given, certificates without a scheduler, or an address that `check_address` refuses; or
+            Dask is not installed.
     """
     if scheduler is not None and workers is not None:
         raise UsageError("expected a scheduler or workers, not both: a scheduler knows its workers")

@@ -162,8 +162,10 @@ class DomainServer(Protocol):
         """Disconnect all clients and stop listening; counters stay."""
 
     def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> Sequence[Client | None]:
-        """Make clients peers with so many vectors, in this order; None for one that has left. Raises ``HostError`` when
-        there are no descriptors or no IDs for one of them.
+        """Make clients peers with so many vectors, in this order; None for one that has left.
+
+        Raises:
+            HostError: there are no descriptors or no IDs for one of them.
         """
 
     def clients(self) -> Iterator[Client]:

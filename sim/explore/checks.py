@@ -57,8 +57,11 @@ class _Liveness:
 
 
 class Checks:
-    """Checks one run, the topology's invariants included. ``coordinator`` is set when it has been made. The counts of
-    all lines are compared once in ``balance_every`` events, and at the end.
+    """Checks one run. ``coordinator`` is set when it has been made.
+
+    Args:
+        topology: whose invariants are checked, too.
+        balance_every: the counts of all lines are compared once in so many events, and at the end.
     """
 
     coordinator: Coordinator
@@ -85,7 +88,11 @@ class Checks:
         self._admitted: dict[int, int] = {}
 
     def _after(self, machine: Task) -> None:
-        """Check what an event of a machine can have changed. Raises ``BrokenInvariantError`` for what does not hold."""
+        """Check what an event of a machine can have changed.
+
+        Raises:
+            BrokenInvariantError: something does not hold.
+        """
         assert isinstance(machine, VirtualMachine)
         if self.tracer is not None:
             self.tracer.after(machine)
@@ -110,8 +117,10 @@ class Checks:
             self._found("each leave is told once", f"{machine}: {text}")
 
     def check_balance(self, pending: dict[tuple[int, int, int], int] | None = None) -> None:
-        """Check that rung = delivered + pending + refused on every line. ``pending`` is what the counters held at the
-        end, by (domain, peer, vector); None while they hold it.
+        """Check that rung = delivered + pending + refused on every line.
+
+        Args:
+            pending: what the counters held at the end, by (domain, peer, vector); None while they hold it.
         """
         servers = self.engine.host.servers
         for incarnation in self.coordinator.machines.incarnations if pending is None else ():

@@ -46,8 +46,16 @@ def explore(
 ) -> Exploration:
     """Run a topology with each seed; stop at the first that breaks an invariant, unless ``keep_going``.
 
-    The topology's own seed is not used. ``jobs`` is the number of processes; 1: this one. ``progress`` is called with
-    the sums so far, now and then. Raises ``HostError`` when a process has died, ``UsageError`` for a real QEMU.
+    Args:
+        topology: the topology; its own seed is not used.
+        seeds: the seeds.
+        jobs: how many processes; 1: this one.
+        keep_going: run all seeds.
+        progress: called with the sums so far, now and then.
+
+    Raises:
+        HostError: a process has died.
+        UsageError: a machine is a real QEMU.
     """
     if real := next((machine for machine in topology.machines if machine.kind != "simulated"), None):
         raise UsageError(f"{real.name} is a real QEMU ({real.kind}), which has no place under virtual time")

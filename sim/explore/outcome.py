@@ -10,11 +10,14 @@ from sim.engines.virtual.chaos import Decision
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """An invariant that does not hold: its name, and what was found, in words.
+    """An invariant that does not hold.
 
-    The kind "safety": something bad has happened; "liveness": something good has not happened in time. ``at_ns`` are
-    nanoseconds of virtual time since the start of the programs, below 0 before that; ``event`` counts those of
-    machines.
+    Attributes:
+        invariant: its name.
+        kind: "safety": something bad has happened; "liveness": something good has not happened in time.
+        reason: what was found, in words.
+        at_ns: when, in nanoseconds of virtual time since the start of the programs; below 0 before that.
+        event: after how many events of machines.
     """
 
     invariant: str
@@ -28,8 +31,14 @@ class Broken(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of one seed: how many events machines had, how many doorbells were rung, the schedule (what chaos did,
-    in order), and the first invariant that did not hold; None when all held.
+    """What came of one seed.
+
+    Attributes:
+        seed: the seed.
+        events: how many events machines had.
+        doorbells: how many were rung.
+        decisions: the schedule: what chaos did, in order.
+        broken: the first invariant that did not hold; None when all held.
     """
 
     seed: int

@@ -17,8 +17,15 @@ VERSION = 1
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """The file, in JSON: the topology's ``source`` and what it contained, the values of ``--set``, the absolute paths
-    of ``--program``, the seed, the schedule, and what it breaks.
+    """The file: JSON.
+
+    Attributes:
+        source: the file of the topology, ``text`` what it contained.
+        overrides: as of ``--set``.
+        programs: the files of ``--program``, absolute.
+        seed: the seed.
+        decisions: the schedule.
+        broken: what it breaks.
     """
 
     version: int = VERSION
@@ -31,7 +38,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     broken: Broken
 
     def topology(self) -> Topology:
-        """The topology: from its file, if that is as it was, so that what it names is found. As `topologies.load`."""
+        """The topology: from its file, if that is as it was, so that what it names is found.
+
+        Raises:
+            TopologyError: as `topologies.load`.
+        """
         source = Path(self.source)
         if source.is_file() and source.read_text() == self.text:
             return load(source, self.overrides, self.programs)
@@ -39,7 +50,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | Path], outcome: Outcome) -> None:
-    """Write the schedule of an outcome, for ``ivsim run --replay``. Raises ``UsageError`` when that is impossible."""
+    """Write the schedule of an outcome, for ``ivsim run --replay``; ``programs`` are those of `topologies.load`.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     assert outcome.broken is not None
     replay = Replay(
         source=str(Path(topology.source_name).absolute()),
@@ -57,7 +72,11 @@ def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | 
 
 
 def read_replay(file: str | Path) -> Replay:
-    """Read a schedule. Raises ``UsageError`` when there is none in the file."""
+    """Read a schedule.
+
+    Raises:
+        UsageError: there is none in the file.
+    """
     try:
         replay = msgspec.json.decode(Path(file).read_bytes(), type=Replay)
     except OSError as error:

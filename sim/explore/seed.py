@@ -27,11 +27,17 @@ def run_seed(
     balance_every: int = BALANCE_EVERY,
     observe: Callable[[Checks], object] = lambda checks: None,
 ) -> Outcome:
-    """Run a topology under virtual time with a seed in place of its own, and check all invariants.
+    """Run a topology under virtual time and check all invariants.
 
-    The decisions of the ``schedule`` are taken, and no others; None: they are drawn from the seed. The counts of all
-    lines are compared once in ``balance_every`` events, and at the end. ``observe`` is called before the run begins.
-    The same arguments give the same outcome.
+    Args:
+        topology: the topology; its own seed is not used.
+        seed: the seed instead.
+        schedule: these decisions are taken, and no others; None: they are drawn from the seed.
+        balance_every: the counts of all lines are compared once in so many events, and at the end.
+        observe: is called before the run begins.
+
+    Returns:
+        What came of it. The same arguments give the same outcome.
     """
     seeded = msgspec.structs.replace(topology, seed=seed)
     decisions = draw_decisions(seeded, schedule)

@@ -9,7 +9,11 @@ from sim.engines.virtual.machine import VirtualMachine
 
 
 class RunState:
-    """What a function of ``[[invariant]]`` is called with; it changes nothing. ``start_ns``: 0 until programs start."""
+    """What a function of ``[[invariant]]`` is called with. It must change nothing.
+
+    Attributes:
+        start_ns: when the programs started; 0 before that.
+    """
 
     def __init__(self, host: VirtualHost) -> None:
         self._host = host

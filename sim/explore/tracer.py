@@ -22,7 +22,10 @@ QUIET_EVENTS = {"statistics", "telemetry"}
 class Tracer:
     """Tells what machines, their programs and chaos do. ``tell(line)`` gets each line.
 
-    It is made before the engine makes machines: doorbells are told from then on, and decisions as they are taken.
+    Args:
+        engine: the engine, before it makes machines: doorbells are told from then on.
+        state: for the time.
+        decisions: told as they are taken.
     """
 
     def __init__(

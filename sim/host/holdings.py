@@ -16,9 +16,12 @@ from sim.kernel.processes import children, descriptors
 class Holdings(NamedTuple):
     """The resources that this process holds.
 
-    Descriptors are numbers, and what the kernel calls them (proc_pid_fd(5)); threads those of Python and of ZeroMQ;
-    processes the IDs of children; sockets their files and the private directories of runs; segments the names in
-    /dev/shm with this process's ID. The resource tracker of ``multiprocessing`` and its pipe are the interpreter's.
+    Attributes:
+        descriptors: their numbers, and what the kernel calls them (proc_pid_fd(5)).
+        threads: of Python and of ZeroMQ.
+        processes: the IDs of children. The resource tracker of ``multiprocessing`` and its pipe are the interpreter's.
+        sockets: socket files and the private directories of runs.
+        segments: the names in /dev/shm that have this process's ID.
     """
 
     descriptors: frozenset[tuple[int, str]]

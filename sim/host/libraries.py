@@ -43,7 +43,11 @@ FRUGAL = {
 
 
 def check(need: Need) -> None:
-    """Compare the limits of this process with a need. Raises ``HostError``, with both figures, for a limit below it."""
+    """Compare the limits of this process with a need.
+
+    Raises:
+        HostError: A limit is below it, with both figures.
+    """
     for kind, option, what, needed in (
         (resource.RLIMIT_AS, "-v", "address space", need.address_space_bytes),
         (resource.RLIMIT_DATA, "-d", "data", need.data_bytes),

@@ -45,7 +45,11 @@ class Host:
 
     @classmethod
     def here(cls, runs: Path) -> Host:
-        """Read the limits of this host. Run directories are made in ``runs``, which need not exist."""
+        """Read the limits of this host.
+
+        Args:
+            runs: The directory in which run directories are made; it need not exist.
+        """
         capabilities = int(_field("/proc/self/status", "CapEff") or "0", 16)
         mighty = bool(capabilities & (1 << CAP_SYS_RESOURCE | 1 << CAP_SYS_ADMIN))
         nimble = bool(capabilities & 1 << CAP_SYS_NICE)
@@ -137,8 +141,10 @@ def _of_groups(controller: str) -> Iterator[Remaining]:
 def control_groups(
     lines: Iterable[str], controller: str, mounted: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[tuple[bool, list[Path]]]:
-    """The control groups of a process that have a controller, as /proc/PID/cgroup lists them (cgroups(7)): whether they
-    are of version 2, and their directories, from the process's own up to the root.
+    """The control groups of a process that have a controller, as /proc/PID/cgroup lists them (cgroups(7)).
+
+    Yields:
+        Whether they are of version 2, and their directories, from the process's own up to the root.
     """
     for line in lines:
         _, controllers, path = line.split(":", 2)

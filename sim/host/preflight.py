@@ -112,7 +112,13 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None = None) -> Demand:
-    """Compare what ``topology`` needs with ``host``, by default this host now; run directories are made in ``runs``."""
+    """Compare the demand of ``topology`` with this host.
+
+    Args:
+        topology: What is to be run.
+        runs: The directory in which run directories are made.
+        host: The limits; by default those of this host now.
+    """
     there = host or Host.here(runs)
     count = _Count.of(topology)
     sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]
@@ -130,7 +136,12 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
 
 
 def check(topology: Topology, runs: Path) -> None:
-    """Raise ``HostError`` with every sum that does not fit, or ``UsageError`` when nothing but ``runs`` is wrong."""
+    """Look whether this host can carry the run.
+
+    Raises:
+        HostError: It cannot, with every sum that does not fit.
+        UsageError: Nothing but ``runs`` is wrong.
+    """
     try:
         demand = preflight(topology, runs)
     except OSError as error:

@@ -151,8 +151,10 @@ def _of_cpu(its: CpuLook) -> Resources:
 def _private_bytes(pid: int, mapped: bytes) -> int | None:
     """The pages of such mappings that only this process has (proc_pid_smaps(5)); psutil has them by path, and dear.
 
-    None where a worker has no such mappings (yet), or the kernel does not say; a QEMU never has any. Raises
-    ``psutil.NoSuchProcess`` when it is gone.
+    None where a worker has no such mappings (yet), or the kernel does not say; a QEMU never has any.
+
+    Raises:
+        psutil.NoSuchProcess: it is gone.
     """
     try:
         text = Path(f"/proc/{pid}/smaps").read_bytes()

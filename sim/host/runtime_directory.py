@@ -50,7 +50,10 @@ def runtime_directory(parent: Path | None = None) -> Iterator[Path]:
     """Make a private directory (mode 0700) with a path short enough for sockets; remove it in the end.
 
     Directories of killed owners in the same place are removed first. ``parent`` is where to make it, if the length of
-    the path does not matter. Raises ``HostError`` when no place is short enough and can be written.
+    the path does not matter.
+
+    Raises:
+        HostError: No place is short enough and can be written.
     """
     parents = runtime_parents()
     usable = (path for path in parents if len(str(path)) <= LENGTH_MAX and os.access(path, os.W_OK | os.X_OK))

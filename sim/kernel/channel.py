@@ -43,10 +43,14 @@ class Channel:
         return self.socket.fileno()
 
     def receive(self, size_bytes: int) -> tuple[bytes, list[int]] | None:
-        """Receive up to ``size_bytes`` and the descriptors that came with them; None if nothing waits, b"" at the end.
+        """Receive up to ``size_bytes`` and the descriptors that came with them.
 
-        Raises ``RemoteProtocolError`` when descriptors were cut off, as this process may open no more. Without its
-        descriptor, "peer 7, vector 0" reads as "peer 7 left".
+        Returns:
+            None when nothing waits, b"" at the end of the connection.
+
+        Raises:
+            RemoteProtocolError: descriptors were cut off, as this process may open no more. Without its descriptor,
+                "peer 7, vector 0" reads as "peer 7 left".
         """
         if self._cut_off:
             raise _cut_off()

@@ -116,8 +116,10 @@ def fork_successor() -> Source | Successor:
 
 
 def remap(memory: memoryview, descriptor: int) -> None:
-    """Replace the mapping behind ``memory``: every view of it that a program has cached shows the new one. Raises
-    ``HostError`` when ``memory`` is no mapping, the other is of another size, or the kernel does not map it.
+    """Replace the mapping behind ``memory``: every view of it that a program has cached shows the new one.
+
+    Raises:
+        HostError: ``memory`` is no mapping, the other is of another size, or the kernel does not map it.
     """
     mapping = memory.obj
     if not isinstance(mapping, mmap.mmap):

@@ -63,8 +63,11 @@ class Region:
         """Make the memory and reserve its blocks. Without ``name``, a named segment gets a name with this process's ID.
 
         A segment of that name that a killed owner left behind is replaced when no process uses it. When clients still
-        use it, ``adopt`` shares it with them, with its content. Raises ``HostError`` when the host has no room for it,
-        ``UsageError`` when the name is taken, or the rights cannot be given.
+        use it, ``adopt`` shares it with them, with its content.
+
+        Raises:
+            HostError: the host has no room for it.
+            UsageError: the name is taken, or the rights cannot be given.
         """
         if kind == "memfd":
             return cls._create_memfd(size_bytes)
@@ -88,8 +91,11 @@ class Region:
 
     @classmethod
     def create_in(cls, directory: Path, size_bytes: int) -> Region:
-        """Make a nameless file in a directory, a mounted hugetlbfs for example, with its blocks reserved. Raises
-        ``HostError`` when there is no room, ``UsageError`` when no file can be made there.
+        """Make a nameless file in a directory, a mounted hugetlbfs for example, with its blocks reserved.
+
+        Raises:
+            HostError: there is no room.
+            UsageError: no file can be made there.
         """
         try:
             descriptor, path = tempfile.mkstemp(prefix="ivshmem.", dir=directory)
@@ -200,10 +206,13 @@ def map_region(descriptor: int) -> mmap.mmap:
 
 
 def map_file(descriptor: int, size_bytes: int) -> mmap.mmap:
-    """Map a file, shared and writable, without a descriptor of the mapping's own. Raises ``OSError``.
+    """Map a file, shared and writable, without a descriptor of the mapping's own.
 
     ``mmap.mmap`` duplicates the descriptor that it is given, for ``size`` and ``resize``, and keeps the duplicate as
     long as the mapping (``trackfd``, which prevents it, is new in Python 3.13).
+
+    Raises:
+        OSError: the kernel does not map it.
     """
     mapping = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
@@ -215,9 +224,12 @@ def map_file(descriptor: int, size_bytes: int) -> mmap.mmap:
 
 
 def map_in_place(mapping: mmap.mmap, descriptor: int) -> None:
-    """Map a file where another mapping is: every view of that shows the file from now on. Raises ``OSError``.
+    """Map a file where another mapping is: every view of that shows the file from now on.
 
     The file is mapped elsewhere first, and moved: a mapping at a fixed address that fails leaves a hole (mmap(2)).
+
+    Raises:
+        OSError: the kernel does not map it.
     """
     view, size_bytes = ctypes.c_char.from_buffer(mapping), len(mapping)
     address = ctypes.addressof(view)

@@ -126,9 +126,13 @@ class SendTable:
         return data, (table.descriptors[at],) if table.control_bytes[at] else ()
 
     def send(self, sock: int, start: int, stop: int) -> tuple[int, int]:
-        """Send messages ``start`` to ``stop``; returns how many of them were sent, and how many bytes of the last one.
+        """Send messages ``start`` to ``stop``.
 
-        Raises ``OSError`` when none has been sent, ``BlockingIOError`` when the socket takes no more for now.
+        Returns:
+            How many of them have been sent, and how many bytes of the last one.
+
+        Raises:
+            OSError: none has been sent; ``BlockingIOError`` when the socket takes no more for now.
         """
         table = self._table
         while (sent := _sendmmsg(sock, table.address + start * _HEADER.size, stop - start, _NO_SIGNAL)) < 0:
@@ -197,8 +201,14 @@ class ReceiveTable:
         )
 
     def receive(self, sock: int) -> ReceivedMessages | list[tuple[bytes, list[int], bool]]:
-        """Receive what waits: complete messages in the usual case; otherwise (bytes, descriptors, whether descriptors
-        were cut off) for each read. No bytes are the end of the connection. Raises ``BlockingIOError`` when none waits.
+        """Receive what waits.
+
+        Returns:
+            Complete messages in the usual case; otherwise (bytes, descriptors, whether descriptors were cut off) for
+            each read. No bytes are the end of the connection.
+
+        Raises:
+            OSError: ``BlockingIOError`` when nothing waits.
         """
         table = self._table
         while (count := _recvmmsg(sock, table.address, SLOTS, _CLOSE_ON_EXEC, None)) < 0:

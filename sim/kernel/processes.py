@@ -131,8 +131,10 @@ def end_children(
 ) -> tuple[list[str], bool]:
     """Kill this process's children, and theirs as they become orphans, until none is left or 2 s have passed.
 
-    Needs `keep_orphans`, or orphans escape. Spares the IDs in ``keep`` and those that are not ``marked``. Returns the
-    command line of each that ran, and whether none is left.
+    Needs `keep_orphans`, or orphans escape. Spares the IDs in ``keep`` and those that are not ``marked``.
+
+    Returns:
+        The command line of each that ran, and whether none is left.
     """
     if not _has_children():
         return [], True
@@ -225,7 +227,11 @@ def describe_exit(code: int) -> str:
 
 
 def schedule(cpus: tuple[int, ...], policy: str, priority: int, nice: int) -> None:
-    """Run this process on these CPUs (none: any that it may use) under that policy. Raises ``HostError``."""
+    """Run this process on these CPUs (none: any that it may use) under that policy.
+
+    Raises:
+        HostError: this host or this user does not permit it.
+    """
     try:
         if cpus:
             os.sched_setaffinity(0, cpus)

@@ -21,7 +21,11 @@ def chosen_qemu() -> str:
 
 
 def find_qemu(name: str | None = None) -> str:
-    """The path of the program of that name, or of the chosen one. Raises ``UsageError`` when it is not on PATH."""
+    """The path of the program of that name, or of the chosen one.
+
+    Raises:
+        UsageError: it is not on PATH.
+    """
     name = name or chosen_qemu()
     import shutil
 
@@ -35,7 +39,11 @@ def find_qemu(name: str | None = None) -> str:
 
 @functools.cache
 def qemu_version(path: str) -> QemuVersion:
-    """What ``--version`` says. Raises ``QemuError`` when the program does not run, or is no QEMU."""
+    """What ``--version`` says.
+
+    Raises:
+        QemuError: the program does not run, or is no QEMU.
+    """
     import subprocess
 
     try:

@@ -18,7 +18,10 @@ def map_sections(descriptor: int, layout: SectionLayout, peer: int) -> Sections:
     """Map the memory that a server sent; the descriptor stays the caller's.
 
     Everything is mapped once read-only. The State Table (for the device), the read/write section and the own output
-    section are mapped once more, writable. Raises ``RemoteProtocolError`` when it is smaller than the layout.
+    section are mapped once more, writable.
+
+    Raises:
+        RemoteProtocolError: it cannot be mapped, or is smaller than the layout.
     """
     try:
         whole = memoryview(mmap.mmap(descriptor, layout.size_bytes, access=mmap.ACCESS_READ))
@@ -34,7 +37,12 @@ def _map(descriptor: int, start: int, stop: int) -> memoryview:
 
 
 class StateTable:
-    """The State Table as its server writes it: a peer that has left has State 0. The descriptor stays the caller's."""
+    """The State Table as its server writes it: a peer that has left has State 0.
+
+    Args:
+        descriptor: the memory; it stays the caller's.
+        max_peers: how many entries there are.
+    """
 
     def __init__(self, descriptor: int, max_peers: int) -> None:
         size_bytes = -(-max_peers * ENTRY_BYTES // PAGE_BYTES) * PAGE_BYTES

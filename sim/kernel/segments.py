@@ -97,9 +97,12 @@ def _link(descriptor: int, name: str) -> None:
 def take_over(name: str, size_bytes: int, *, adopt: bool) -> int:
     """Look at a segment of that name. Remove it when its owner was killed and no process uses it.
 
-    Returns a descriptor with the owner's lock, when clients of a killed owner use the segment and it is to be adopted;
-    otherwise -1: the name is free. Raises ``UsageError`` for one that has an owner, is of an unknown maker, or cannot
-    be adopted.
+    Returns:
+        A descriptor with the owner's lock, when clients of a killed owner use the segment and it is to be adopted;
+        otherwise -1: the name is free.
+
+    Raises:
+        UsageError: the segment has an owner that runs, or it is not known who made it, or it cannot be adopted.
     """
     path = f"{SHM_DIRECTORY}/{name}"
     try:

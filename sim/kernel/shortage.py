@@ -40,7 +40,12 @@ def error_of_path(error: OSError, text: str) -> HostError | UsageError:
 
 
 def path_reason(error: OSError, path: str | None = None) -> str:
-    """The kernel's reason, and the directory whose lack is why ``path``, by default the error's, cannot be made."""
+    """The kernel's reason, and the directory that is missing where that is why ``path`` cannot be made.
+
+    Args:
+        error: the error.
+        path: the path; if absent, the one that the error has.
+    """
     reason = error.strerror or str(error)
     if path is None:
         path = error.filename if isinstance(error.filename, str) else ""

@@ -19,10 +19,14 @@ FRAME_BYTES_MAX = 1 << 16
 
 
 class Tap:
-    """Owns the descriptor of an interface, made if there is none; it goes with it, unless it is a persistent one.
+    """Owns the descriptor; the interface goes with it, unless it is a persistent one.
 
-    Raises ``UsageError`` for a name that no interface can have, ``HostError`` when this process may not make it or the
-    host cannot.
+    Args:
+        name: the name of the interface, made if there is none.
+
+    Raises:
+        UsageError: a name that no interface can have.
+        HostError: this process may not make it, or the host has no TAP devices.
     """
 
     def __init__(self, name: str) -> None:

@@ -207,7 +207,11 @@ class _Ring:
         )
 
     def add(self, lines: Sequence[Line]) -> list[int]:
-        """Register lines; returns their places in the table. Raises ``OSError`` when it has no room for them."""
+        """Register lines; returns their places in the table.
+
+        Raises:
+            OSError: there is no room for them, or the kernel takes none.
+        """
         again = min(len(self._free), len(lines))
         if self._unused + len(lines) - again > FILES:
             raise OSError(errno.ENOSPC, "no room for further lines")
@@ -247,7 +251,8 @@ class _Ring:
 class _UringBatch:
     """Lines that are registered with a ring when they are first rung; few of them at once are rung one by one.
 
-    ``ring`` and ``ring_from`` are as of `nodes.bursts.Batch`. They change: look them up for each ring.
+    Attributes:
+        ring: as of `nodes.bursts.Batch`, and so is ``ring_from``. They change: look them up for each ring.
     """
 
     ring: Callable[[int, int], Sequence[int]]
@@ -357,7 +362,11 @@ _makers: set[weakref.ref[BatchMaker]] = set()
 
 @cache
 def check_rings() -> None:
-    """See once, for later forks too, that a ring rings, and refuses a full counter. Raises ``OSError`` if not."""
+    """See once that a ring rings, and refuses a full counter. A process that is forked later knows it from this one.
+
+    Raises:
+        OSError: it does not, or there is none.
+    """
     ring = _Ring()
     full, empty = EventFd.create(), EventFd.create()
     try:

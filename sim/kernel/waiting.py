@@ -51,7 +51,12 @@ def readable_within(descriptor: int, timeout_s: float | None) -> bool:
 
 
 class Patience:
-    """A time to wait, of which a stop of this process (SIGSTOP) takes at most ``look_s``, the time between looks."""
+    """A time to wait, of which a stop of this process (SIGSTOP) takes at most ``look_s``.
+
+    Args:
+        patience_s: how long.
+        look_s: `is_over` is asked more often than this while the process runs.
+    """
 
     def __init__(self, patience_s: float, look_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._left_s, self._look_s, self._clock = patience_s, look_s, clock

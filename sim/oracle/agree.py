@@ -25,10 +25,13 @@ Share = Literal["all", "half"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One topology twice: with all machines simulated, and with those in ``real_machines`` as QEMUs.
+    """One topology twice.
 
-    ``profiles`` has, of real machines with another profile in the file, that profile. ``notes`` say what was changed in
-    both, and which machines stay simulated, and why.
+    Attributes:
+        simulated: all machines are simulated.
+        real: those named in ``real_machines`` are QEMUs.
+        profiles: by real machine with another profile in the file: that profile.
+        notes: what was changed in both, and which machines stay simulated, and why.
     """
 
     simulated: Topology
@@ -50,12 +53,18 @@ def pair(
     machines_max: int = 8,
     every_profile: bool = False,
 ) -> Pair:
-    """The topology in a file, or the shipped one of that name, simulated and with real QEMUs. Overrides are for both.
+    """The topology in a file, or the shipped one of that name, simulated and with real QEMUs.
 
-    With the share "half", every other machine of those that can be real is; a group of one machine is simulated if the
-    one before it is real. Groups are made smaller, in both, until the topology has no more than ``machines_max``
-    machines. With ``every_profile``, machines with another profile become real, too, with the device of today's QEMU.
-    Raises ``TopologyError`` with all problems, ``UsageError`` when no machine of it can be real.
+    Args:
+        overrides: as of `topologies.load`, for both.
+        share: "half": every other machine of those that can be real. A group of one machine is simulated if the one
+            before it is real.
+        machines_max: groups are made smaller, in both, until the topology has no more machines.
+        every_profile: machines with another profile become real, too, with the device of today's QEMU.
+
+    Raises:
+        TopologyError: with all problems.
+        UsageError: no machine of it can be real.
     """
     changes: dict[str, object] = dict(overrides or {})
     base = load(source, changes, programs)
@@ -139,7 +148,14 @@ def _open_memory(topology: Topology) -> Topology:
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome: which machines were real, how many edges both runs rang, and the doorbells and directory of each."""
+    """The outcome.
+
+    Attributes:
+        machines: those that were real.
+        edges: how many edges were rung in both runs.
+        doorbells: how many doorbells each run rang.
+        simulated, real: the run directories.
+    """
 
     topology: str
     seed: int
@@ -158,7 +174,11 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def agree(pair: Pair, *, runs: Path) -> Agreement:
-    """Run both topologies of a pair, in the directory ``runs``, and compare them. Raises ``HostError``."""
+    """Run both topologies of a pair, in the directory ``runs``, and compare them.
+
+    Raises:
+        HostError: this host cannot carry them.
+    """
     seen: list[tuple[Run, Facts]] = []
     for topology in (pair.simulated, pair.real):
         seen.append(_run(topology, runs))

@@ -66,7 +66,11 @@ class Difference(msgspec.Struct, frozen=True):
 def compare_facts(
     topology: Topology, profiles: Mapping[str, str], simulated: Facts, real: Facts
 ) -> Iterator[Difference]:
-    """The differences between two runs of ``topology``; ``profiles`` are those that the real run has replaced."""
+    """The differences between two runs of ``topology``.
+
+    Args:
+        profiles: the profiles in the file of machines that have another one in the real run.
+    """
     by_pace = yield from _rings(topology, profiles, simulated, real)
     yield from _order_differs(topology, simulated, real)
     yield from _interrupts(topology, profiles, simulated, real, by_pace)

@@ -173,8 +173,12 @@ def conform(
     """Play ``operations`` random operations from ``seed`` on a real QEMU and on the simulated device.
 
     ``access`` is who makes the accesses, one of `nodes.device.profiles.ACCESSES`. ``make`` builds the simulated device;
-    tests give a defective one. Raises ``UsageError`` for a profile that today's QEMU lacks, and without a QEMU;
-    ``QemuError`` when it does not start.
+    tests give a defective one.
+
+    Raises:
+        UsageError: a profile that today's QEMU does not have.
+        UsageError: QEMU is not there.
+        QemuError: QEMU does not start.
     """
     if profile not in CONFORMING:
         raise UsageError(f"profile {profile!r} has no real counterpart here: choose {' or '.join(CONFORMING)}")

@@ -129,7 +129,11 @@ class GuestCpu(Closeable):
             self.wait(qemu)
 
     def wait(self, qemu: Qemu) -> None:
-        """Return when the processor has booted, or made its access. Raises ``QemuError`` if it does nothing."""
+        """Return when the processor has booted, or has made its access.
+
+        Raises:
+            QemuError: QEMU is gone, or the processor does nothing.
+        """
         try:
             self._done.line()
         except QemuError as error:

@@ -35,9 +35,12 @@ class Observation:
 
 
 class SimulatedDevice:
-    """A simulated machine without a driver, in the place of a real one; ``profile`` is another one than the scene's.
+    """A simulated machine without a driver, in the place of a real one.
 
     Its BARs decode addresses, its messages land in memory, and its doorbells take the path that they take in a run.
+
+    Args:
+        profile: another device than that of the scene.
     """
 
     def __init__(self, scene: Scene, profile: Profile | None = None) -> None:

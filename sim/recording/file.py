@@ -19,7 +19,11 @@ from sim.recording.layout import DRAIN_WORDS, RecordingLayout
 
 
 def map_new(path: Path, size_bytes: int) -> mmap.mmap:
-    """Make a file, reserve its blocks, and map it. Raises ``HostError`` when the disk has no room for it."""
+    """Make a file, reserve its blocks, and map it.
+
+    Raises:
+        HostError: the disk has no room for it.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)
@@ -63,11 +67,18 @@ class Recording(Closeable):
         incarnation: int = 1,
         domain: int = 0,
     ) -> Recording:
-        """Make the file, reserve its blocks, write its header. Raises ``HostError`` when the disk has no room for it.
+        """Make the file, reserve its blocks, write its header.
 
-        Without a path no file holds it. ``machine`` is its row. One doorbell in ``sample_every`` is sampled. ``of`` is
-        the machine that the device belongs to, if it is a further device or a further incarnation; these count from 1.
-        ``domain`` is the number of the device's domain.
+        Args:
+            path: where; None for memory that no file holds.
+            machine: the row of the recording.
+            sample_every: one doorbell in so many is sampled.
+            of: the machine that the device belongs to, if it is a further device or a further incarnation.
+            incarnation: the incarnation of the machine, from 1.
+            domain: the number of the domain that the device is in.
+
+        Raises:
+            HostError: the disk has no room for it.
         """
         size_bytes = layout.words * WORD_BYTES
         mapping = mmap.mmap(-1, size_bytes) if path is None else map_new(path, size_bytes)
@@ -117,7 +128,10 @@ class Recording(Closeable):
     def move_into(self, path: str | os.PathLike[str]) -> None:
         """Continue in an existing file of the same layout: all views of the words show that file from now on.
 
-        For a recording that no file holds; what it holds is left behind. Raises ``UsageError`` for another size.
+        For a recording that no file holds; what it holds is left behind.
+
+        Raises:
+            UsageError: the file is of another size.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

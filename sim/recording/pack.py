@@ -41,7 +41,11 @@ class RecordingPack:
     def create(
         self, row: int, layout: RecordingLayout, *, sample_every: int, of: int, incarnation: int, domain: int
     ) -> Recording:
-        """As `Recording.create`, for a recording that follows the one that was created before it."""
+        """As `Recording.create`, for a recording that follows the one that was created before it.
+
+        Raises:
+            HostError: the disk has no room for it.
+        """
         size_bytes = layout.words * WORD_BYTES
         if self._used_bytes + size_bytes > self._room_bytes:
             self._add_file(row, size_bytes)

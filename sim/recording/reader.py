@@ -73,7 +73,11 @@ class Entries:
         return self.sound
 
     def chunks(self) -> Iterator[Table]:
-        """The sound entries in order, as (n, 3) int64 with n at most ``CHUNK_ROWS``. Raises ``OSError``."""
+        """The sound entries in order, as (n, 3) int64 with n at most ``CHUNK_ROWS``.
+
+        Raises:
+            OSError: the file cannot be read any more.
+        """
         if self.kept is not None:
             yield self.kept
         elif self.stored:
@@ -218,7 +222,14 @@ def _read_header(records: Records, head: list[int]) -> None:
 
 
 class _Sections:
-    """The sections of one recording, which begins at the word ``at`` of its file; ``records`` gets the problems."""
+    """The sections of one recording.
+
+    Args:
+        records: what problems are reported to.
+        path: the file.
+        file: the same, open.
+        at: the word at which the recording begins.
+    """
 
     def __init__(self, records: Records, path: Path, file: FileIO, at: int) -> None:
         self._records, self._path, self.file, self.at = records, path, file, at

@@ -20,7 +20,14 @@ FEW, MANY = 32, 1 << 14
 
 
 class DrainTally:
-    """Sums over the drains that were looked at: by vector, and in all (``used`` is how many drains there are)."""
+    """What the drains that were looked at add up to.
+
+    Attributes:
+        delivered: the doorbells of each vector.
+        interrupts: the drains of each vector.
+        used: how many drains there are.
+        doorbells: the sum over all vectors.
+    """
 
     __slots__ = ("delivered", "doorbells", "interrupts", "used")
 

@@ -154,7 +154,11 @@ class Threshold:
         return cls(text, match[1], 1 if match[2] == "+" else -1, float(match[3]), match[4])
 
     def judge(self, comparison: Comparison) -> ThresholdVerdict:
-        """Hold the threshold against a comparison. Raises ``UsageError`` for an unknown metric, or another unit."""
+        """Hold the threshold against a comparison. A metric that a run does not have is a threshold missed.
+
+        Raises:
+            UsageError: there is no such metric, or it has another unit.
+        """
         its = comparison[self.metric]
         if self.unit in UNITS_NS and its.unit != "ns":
             raise UsageError(f"{self.text}: {its.name} is no time, {EXPECTED}")
@@ -168,9 +172,14 @@ class Threshold:
 
 @dataclass(frozen=True)
 class ThresholdVerdict:
-    """Whether B is within the limit, by the metric in both runs; not if runs (A, B) are ``lacking`` it.
+    """Whether a threshold is met.
 
-    ``unclear`` is whether the interval of the change holds 0.
+    Attributes:
+        threshold: what was allowed.
+        change: the metric in both runs.
+        met: whether B is within the limit.
+        lacking: the runs (A, B) that do not have the metric; then it is not met.
+        unclear: whether the interval of the change holds 0.
     """
 
     threshold: Threshold

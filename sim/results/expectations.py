@@ -147,7 +147,9 @@ class _Finished:
     def measure(self, expectation: Expectation) -> tuple[float, str]:
         """The value of the metric that an expectation names, and why a value of 0 says nothing ("": it says something).
 
-        Raises ``UnknownMetricError``, or ``UsageError`` if its owner is not in the topology, or a table is missing.
+        Raises:
+            UnknownMetricError: it is not known.
+            UsageError: what has the metric is not in the topology, or a table is missing.
         """
         metric, scope = _metric(expectation.that.metric), self._scopes[expectation.that.of]
         pattern = expectation.console

@@ -33,9 +33,16 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path |
     """Compute the tables and the summary of a run directory, write them, remove the recordings.
 
     Samples and drains go from the recordings to their tables a piece at a time, and the percentiles are computed from
-    the tables, so memory grows by ``matching.INDEX_BYTES_EACH`` for each drain and not otherwise. Without an ``ending``
-    the coordinator died (``account``). ``into`` is another directory to write to; then nothing in ``path`` is changed.
-    Raises ``OSError`` if the directory cannot be written; the recordings are kept.
+    the tables, so memory grows by ``matching.INDEX_BYTES_EACH`` for each drain and not otherwise.
+
+    Args:
+        path: the run directory.
+        manifest: its manifest.
+        ending: what the coordinator knew last; None if it died (``account``).
+        into: another directory to write to; then nothing in ``path`` is changed.
+
+    Raises:
+        OSError: the directory cannot be written; the recordings are kept.
     """
     place = path if into is None else into
     if manifest.parts:

@@ -31,9 +31,12 @@ class Run:
     """
 
     def __init__(self, path: Path, place: Path | None = None, notes: Sequence[str] = ()) -> None:
-        """A run in the directory ``path``; ``place`` is where its results are, if they could not be written there.
+        """A run in the directory ``path``.
 
-        ``notes`` are what a reader has to know about that; ``problems`` begin with them.
+        Args:
+            path: the run directory.
+            place: where its results are, if they could not be written to ``path``.
+            notes: what a reader has to know about that; ``problems`` begin with them.
         """
         self.path = path
         self.place = path if place is None else place

@@ -210,8 +210,14 @@ class PartFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """One reason for the time that a doorbell took: its kind (`sim.results.analysis.outlier.causes.KINDS`), whose time
-    it is, how much of the doorbell's time it explains, also as a ``share`` from 0 to 1, and the evidence in words.
+    """One reason for the time that a doorbell took.
+
+    Attributes:
+        kind: one of `sim.results.analysis.outlier.causes.KINDS`.
+        machine: whose time it is.
+        time_ns: how much of the doorbell's time it explains.
+        share: the same as a share of the whole, 0 to 1.
+        text: the evidence, in words.
     """
 
     kind: Annotated[str, Meta(max_length=40)]

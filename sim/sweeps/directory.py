@@ -174,8 +174,10 @@ class Sweep:
     def take(self, cell: Cell, done: Run) -> tuple[Row, str]:
         """Take the run of a cell, in a directory of ``unfinished``, into its place.
 
-        A run that was interrupted is no result: it is left in ``unfinished``, and the cell is not done. Returns the row
-        of the cell, and the reason of an interruption ("" for none).
+        A run that was interrupted is no result: it is left in ``unfinished``, and the cell is not done.
+
+        Returns:
+            The row of the cell, and the reason of an interruption ("" for none).
         """
         topology = self.plan.topology(cell)
         if done.status == INTERRUPTED:

@@ -18,7 +18,15 @@ from sim.results.analysis.latency.histogram import Histogram
 def cyclictest_json(
     histograms: Mapping[str, Histogram], *, command: str, start: datetime.datetime, duration_s: float, release: str
 ) -> str:
-    """The text of the file; machines without a sample are left out. ``release`` is the kernel of the host."""
+    """The text of the file.
+
+    Args:
+        histograms: by machine; those without a sample are left out.
+        command: the command line of the run.
+        start: when the run began.
+        duration_s: how long it was measured.
+        release: the kernel of the host.
+    """
     threads = [_thread(number, histogram) for number, histogram in enumerate(filter(len, histograms.values()))]
     end = start + datetime.timedelta(seconds=duration_s)
     content = {

@@ -69,7 +69,8 @@ def summary(profiles: Iterable[Profile]) -> str:
 def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int | None = None) -> str:
     """One profile as text: configuration space, BARs, registers, MSI-X, saved state, behaviour with sources, defects.
 
-    Raises ``UsageError`` for a number of vectors or a size that the device cannot have.
+    Raises:
+        UsageError: a number of vectors or a size that the device cannot have.
     """
     shown = vectors or profile.fixed_vectors or EXAMPLE_VECTORS
     device = make_device(profile, vectors=shown, ring=lambda peer, vector: None)

@@ -38,7 +38,10 @@ def encode(histogram: Histogram) -> str:
 def hlog(histograms: Mapping[str, Histogram], start_s: float, length_s: float) -> str:
     """A histogram log: one interval, one line for each latency, which is the tag of its line. Values in nanoseconds.
 
-    ``start_s`` is when the measurement began, in seconds since 1970.
+    Args:
+        histograms: by name.
+        start_s: when the measurement began, in seconds since 1970.
+        length_s: how long it was.
     """
     lines = [
         "#[Histogram log format version 1.3]",

@@ -68,7 +68,11 @@ def _escaped(text: str, *, quoted: bool = False) -> str:
 
 
 def write_metrics(path: Path, snapshot: Snapshot, lost: int = 0) -> None:
-    """Write the metrics into a file that may be read at any moment. Raises ``UsageError`` if it cannot be written."""
+    """Write the metrics into a file that a collector may read at any moment.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     from sim.results.store.files import replace
 
     try:

@@ -34,7 +34,14 @@ UNITS = {"ns": human_ns, "bytes": human_bytes}
 
 @dataclass(frozen=True)
 class TextTable:
-    """One table: the titles of its columns, and rows of as many cells; the columns ``words`` are no numbers."""
+    """One table.
+
+    Attributes:
+        title: what the table shows.
+        head: the titles of the columns.
+        rows: the cells, as many in each row as the head has.
+        words: the columns that hold words; the others hold numbers.
+    """
 
     title: str
     head: tuple[str, ...]

@@ -156,15 +156,27 @@ class Attachment:
         return self._vm.device.sections
 
     def set_state(self, value: int) -> None:
-        """Write the State register. Raises ``GuestError`` for a server that is not of ivshmem v2."""
+        """Write the State register of a peer of ivshmem v2.
+
+        Raises:
+            GuestError: the server is of another version.
+        """
         self._vm.guest.set_state(value)
 
     def enable_interrupts(self, *, enabled: bool) -> None:
-        """Write the Interrupt Control. Raises ``GuestError`` for a server that is not of ivshmem v2."""
+        """Write the Interrupt Control of a peer of ivshmem v2.
+
+        Raises:
+            GuestError: the server is of another version.
+        """
         self._vm.guest.enable_interrupts(enabled=enabled)
 
     def ring(self, peer: int, vector: int) -> bool:
-        """Ring a vector of a peer; False when its counter is full. Raises ``GuestError`` if it is not connected."""
+        """Ring a vector of a peer; returns False when its counter is full.
+
+        Raises:
+            GuestError: it is not connected.
+        """
         connected = self.vectors_of(peer)
         if not connected:
             there = ", ".join(map(str, sorted(self.peers))) or "no peer"
@@ -185,9 +197,13 @@ class Attachment:
     # Being connected
 
     def meet(self, deadline_ns: int | None = None) -> bool:
-        """Wait until all present peers are known, as far as that can be told; False without a server at the deadline.
+        """Wait until all present peers are known, as far as that can be told.
 
-        Raises ``RemoteProtocolError`` when the server has not sent an ID and the memory within ``GREETING_NS``.
+        Returns:
+            False if there is no server at the deadline.
+
+        Raises:
+            RemoteProtocolError: the server has not sent an ID and the memory within ``GREETING_NS``.
         """
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None

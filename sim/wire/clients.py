@@ -76,8 +76,11 @@ class JoinedClient:
 class Dismissal:
     """A peer that its server has disconnected: tells which others may still ring it.
 
-    A peer rings it no more once it has read all that its server has sent, the leave included. ``is_told`` tells whether
-    a leave is in the socket of each of the others that takes more for now.
+    A peer rings it no more once it has read all that its server has sent, the leave included.
+
+    Args:
+        others: those that are connected.
+        is_told: whether a leave is in the socket of each of them that takes more for now.
     """
 
     def __init__(self, others: Iterable[JoinedClient], is_told: Callable[[], bool]) -> None:

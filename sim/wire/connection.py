@@ -24,8 +24,11 @@ from sim.kernel.sections import map_sections
 
 
 def connect(path: str | os.PathLike[str], what: str = "server") -> socket.socket:
-    """A socket that is connected to the server on ``path``. Raises ``UsageError`` when no server listens there,
-    ``HostError`` when this process has no descriptor left for it.
+    """A socket that is connected to the server on ``path``.
+
+    Raises:
+        UsageError: no server listens there.
+        HostError: this process has no descriptor left for a socket.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -41,7 +44,10 @@ def connect(path: str | os.PathLike[str], what: str = "server") -> socket.socket
 def place_memory(vm: Vm, peer: int, descriptor: int) -> None:
     """Map the memory that a server sent, with the rights that the machine's device has, and give it to the machine.
 
-    The descriptor stays the caller's. Raises ``RemoteProtocolError`` for memory that the device cannot have.
+    The descriptor stays the caller's.
+
+    Raises:
+        RemoteProtocolError: it is no memory that the device can have.
     """
     device = vm.device
     if not isinstance(device, IvshmemV2):
@@ -138,8 +144,10 @@ class Connection:
         return self._channel.fileno()
 
     def read(self) -> bool:
-        """Take in everything that the server has said so far; returns False when it has closed the connection. Raises
-        ``RemoteProtocolError`` for what a server may not say, and when it leaves within its greeting.
+        """Take in everything that the server has said so far; returns False when it has closed the connection.
+
+        Raises:
+            RemoteProtocolError: the server says what a server may not say, or leaves within its greeting.
         """
         while True:
             while self._pieces:

@@ -14,11 +14,21 @@ from sim.wire.attachment import Attachment
 
 
 class EthernetBridge(Closeable):
-    """A peer of a server of ivshmem v2, and a TAP device, which the caller closes. Close it before the loop.
+    """A peer of a server of ivshmem v2, and a TAP device. A context manager.
 
-    ``say(text)`` is called when the link comes up or goes down, and with what is odd. ``sent`` frames went to the peer,
-    ``received`` came from it; ``dropped`` ones found the link down, the queue full, or the interface down. Raises
-    ``UsageError`` when no server listens there, ``GuestError`` without version 2 or two peers with output sections.
+    Args:
+        loop: what waits for both; close it after the bridge.
+        path: the server's socket.
+        tap: the interface; the caller closes it.
+        say: ``say(text)`` is called when the link comes up or goes down, and with what is odd.
+
+    Attributes:
+        sent: how many frames went to the peer, received: how many came from it.
+        dropped: how many found the link down, the queue full, or the interface down.
+
+    Raises:
+        UsageError: no server listens there.
+        GuestError: the server is not of version 2, or has no two peers with output sections.
     """
 
     def __init__(self, loop: Loop, path: Path, tap: Tap, *, say: Callable[[str], object]) -> None:

@@ -35,9 +35,12 @@ Change = PeerChange | StateChange
 
 
 class StateWatch:
-    """Compares the State Table of ivshmem v2 with the last look: ``on_change`` gets each other peer with another State.
+    """Compares the State Table of ivshmem v2 with what it was at the last look.
 
     A State that changes twice between two looks is told once, with its last value: the table has no history.
+
+    Args:
+        on_change: ``on_change(change)`` is called for each peer whose State is another one, the own one excepted.
     """
 
     def __init__(self, on_change: Callable[[Change], object]) -> None:

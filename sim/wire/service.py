@@ -68,7 +68,11 @@ class ServiceSettings:
 
 
 def check_numbers(numbers: DomainNumbers, size_bytes: int) -> None:
-    """Raise ``UsageError`` for numbers that no server of ivshmem v2 has, and for memory too small for its sections."""
+    """Check the numbers of a server of ivshmem v2.
+
+    Raises:
+        UsageError: no server has such numbers, or the memory is too small for its sections.
+    """
     FramedServer(0, numbers)
     try:
         SectionLayout(size_bytes, numbers.max_peers, numbers.output_bytes)
@@ -106,12 +110,21 @@ def run_service(settings: ServiceSettings, ready: Callable[[Served], object], wa
 
 
 class Service(Closeable):
-    """A server on a loop, with its memory, its socket and its log. A context manager; close it before the loop.
+    """A server on a loop, with its memory, its socket and its log. A context manager.
 
-    The ``pid_file`` of the settings is the caller's business. A client over ``clients_max`` is refused; None: as many
-    as there are descriptors. With ``activation`` it takes the socket that systemd passed, if it passed one.
-    ``warn(text)`` is called with what the operator has to know; ``served`` is what the operator is told when clients
-    can connect. Raises ``UsageError`` or ``HostError`` when it cannot serve; nothing of it is left.
+    Args:
+        loop: what the server waits with; close it after the service.
+        settings: the options of the server. ``pid_file`` is the caller's business.
+        clients_max: a further client is refused; None: as many as there are descriptors.
+        activation: take the socket that systemd passed, if it passed one.
+        warn: ``warn(text)`` is called with what the operator has to know.
+
+    Attributes:
+        server: the server.
+        served: what the operator is told when clients can connect.
+
+    Raises:
+        UsageError, HostError: it cannot serve; nothing of it is left.
     """
 
     def __init__(

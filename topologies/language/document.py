@@ -95,10 +95,14 @@ def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: in
 
 
 def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> Document:
-    """``text`` as a `Document`. Raises ``TopologyError`` if the text is too large, or not TOML.
+    """``text`` as a `Document`.
 
-    ``overrides`` are dotted keys and TOML values; a value that is not TOML is taken as a string. An override that
-    cannot be applied becomes one of the document's ``problems``.
+    Args:
+        overrides: dotted keys and TOML values; a value that is not TOML is taken as a string. An override that cannot
+            be applied becomes one of the document's ``problems``.
+
+    Raises:
+        TopologyError: the text is too large, or not TOML.
     """
     text = text.removeprefix("\ufeff")
     _check_sizes(text, name)
@@ -224,8 +228,10 @@ def override_value(value: str) -> object:
 def override_texts(overrides: Mapping[str, object] | None) -> dict[str, str]:
     """Overrides given from Python, in the spelling of the command line.
 
-    A text stays as it is; numbers, booleans, paths, arrays and tables become TOML, those of numpy too. Raises
-    ``UsageError`` for a key that is not a str, or a value that TOML cannot write.
+    A text stays as it is; numbers, booleans, paths, arrays and tables become TOML, those of numpy too.
+
+    Raises:
+        UsageError: a key that is not a str, or a value that TOML cannot write.
     """
     texts = {}
     for key, value in (overrides or {}).items():

@@ -18,7 +18,11 @@ _SUFFIXES = "BKMGTPE"
 
 
 def parse_size(size: int | str) -> int:
-    """A size in bytes, a fraction rounded to the nearest; an integer as it is. Raises ``ValueError`` for another."""
+    """A size in bytes, a fraction of a byte rounded to the nearest; an integer is taken as it is.
+
+    Raises:
+        ValueError: no such size; the text says what is expected.
+    """
     if isinstance(size, int):
         return size
     if _SIZE.match(size) is None:

@@ -44,9 +44,11 @@ def annotations_of(struct: type[Struct]) -> dict[str, Any]:
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    """A regular expression of a file. Raises ``re.error``.
+    """A regular expression of a file. Python's warning that ``[[`` may mean something else one day is
+    not for its author.
 
-    Python's warning that ``[[`` may mean something else one day is not for its author.
+    Raises:
+        re.error: it is no regular expression.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -45,7 +45,8 @@ def read_condition(
 def _owner(of: str, metric: Metric | None, references: References) -> str:
     """``of`` in its plain spelling: a group, a machine, a vector or an edge that has the metric.
 
-    Raises ``MisfitError`` for an unknown name, a vector that the machines do not have, or an owner without the metric.
+    Raises:
+        MisfitError: an unknown name, a vector that the machines do not have, or an owner without the metric.
     """
     (source, target, vector), names = parse_owner(of), references.names
     for name in (target,) if source is None else (source, target):

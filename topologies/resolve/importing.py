@@ -22,7 +22,9 @@ FILE_NAME = re.compile(r"(/.*\.py):([A-Za-z_]\w*)", re.ASCII | re.DOTALL)
 def import_program(name: str) -> Any:
     """Return the function ``name``: a shipped program, ``package.module:function`` or ``/path/file.py:function``.
 
-    Raises ``ValueError`` for another form of name, and whatever the imported code raises.
+    Raises:
+        ValueError: The name has another form.
+        Exception: Whatever the imported code raises.
     """
     if ":" not in name:
         return getattr(importlib.import_module(SHIPPED), name)
@@ -36,9 +38,15 @@ def import_program(name: str) -> Any:
 def import_file(path: str, *, again: bool = False) -> ModuleType:
     """Import the file ``path``, absolute, once, under a name that is the same in every process.
 
-    The file may import what lies beside it: its folder is put last on the import path, where it hides no module that is
-    found elsewhere. ``again`` executes the file as it is now, even if it has been imported before. Raises
-    ``ImportError`` if the file is not Python, or whatever its code raises.
+    The file may import what lies beside it: its folder is put last on the import path, where it hides no module that
+    is found elsewhere.
+
+    Args:
+        path: The file.
+        again: Execute the file as it is now, even if it has been imported before.
+
+    Raises:
+        ImportError: The file is not Python; or whatever its code raises.
     """
     stem = re.sub(r"\W", "_", path.rpartition("/")[2].removesuffix(".py"), flags=re.ASCII)
     name = f"ivsim_program_{stem}_{zlib.crc32(path.encode('utf-8', 'surrogateescape')):08x}"

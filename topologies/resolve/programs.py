@@ -113,7 +113,8 @@ class Program(Struct, frozen=True):
 class ProgramFiles:
     """Files of Python whose generator functions can be named like shipped programs; their code runs with full trust.
 
-    Raises ``TopologyError`` if a file cannot be imported or has no programs, or two programs have the same name.
+    Raises:
+        TopologyError: a file cannot be imported or has no programs, or two programs have the same name.
     """
 
     def __init__(self, files: Iterable[str | FilePath] = ()) -> None:

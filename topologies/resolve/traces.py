@@ -52,9 +52,14 @@ class TraceFile(Struct):
 
 
 def read_trace(file: FilePath, machines: Mapping[str, int], vectors_of: Callable[[int, int], int]) -> TraceFile:
-    """The trace in ``file``; ``machines`` are their indices by name. Raises ``TopologyError`` if it cannot be read.
+    """The trace in ``file``.
 
-    ``vectors_of`` is the number of vectors that a source can ring of a target.
+    Args:
+        machines: the indices of the machines by name.
+        vectors_of: the number of vectors that a source can ring of a target.
+
+    Raises:
+        TopologyError: the file cannot be read.
     """
     trace = TraceFile(str(file))
     text = read_text(file, "the file of a trace", MAX_TRACE_BYTES)

@@ -128,8 +128,9 @@ class Qemu11Client:
     def receive(self, value: int, descriptor: int | None) -> None:
         """Take one message.
 
-        Raises ``DeviceExitError`` where the real device ends its process, ``ModelledFault`` where it corrupts memory or
-        hangs.
+        Raises:
+            DeviceExitError: the real device ends its process here.
+            ModelledFault: the real device corrupts its memory or hangs here.
         """
         if not self._in_bounds(value, descriptor):
             return
@@ -267,7 +268,11 @@ class Qemu11Client:
         return held
 
     def unplug(self) -> tuple[int, ...]:
-        """Remove the device; returns the descriptors that it keeps. Raises ``ModelledFault`` without its memory."""
+        """Remove the device; returns the descriptors that it does not close.
+
+        Raises:
+            ModelledFault: the memory has not arrived, and the device destroys its region.
+        """
         if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
             raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")
         held = self.held()

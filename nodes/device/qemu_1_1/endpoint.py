@@ -15,10 +15,14 @@ from nodes.wire.protocol import LEGACY, MESSAGE_BYTES, Dialect
 
 
 class Qemu11Endpoint(Endpoint):
-    """As `Endpoint`, with the client of 2012 and its defects. Peers are in a table of its own, with the client's lines.
+    """As `Endpoint`, with the client of 2012 and its defects.
 
     A defect that ends the real process raises `ModelledFault` or `DeviceExitError` from `receive`: the machine ends
     with those words. The descriptors that the device loses stay open until `close`, as a process's until its end.
+
+    Args:
+        vm: the machine; its peers are in a table of its own, whose lines belong to the client.
+        hooks: what is done with descriptors.
     """
 
     def __init__(self, vm: Vm, hooks: EndpointHooks) -> None:

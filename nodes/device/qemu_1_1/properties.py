@@ -65,8 +65,11 @@ class Plan(Struct):
 def parse_size(text: str, *, zero_allowed: bool) -> int:
     """Parse a size: a number of MiB, or of GiB with G; only the first character after the digits counts.
 
-    The number is read and shifted as an unsigned 64-bit one, without an overflow check (ivshmem_get_size). Returns
-    bytes. Raises ``DeviceExitError`` for another suffix, or not a power of two.
+    The number is read and shifted as an unsigned 64-bit one, without an overflow check (ivshmem_get_size).
+    Returns bytes.
+
+    Raises:
+        DeviceExitError: another suffix, or not a power of two.
     """
     match = re.match(r"\s*([+-]?)(\d*)(.?)", text, re.ASCII | re.DOTALL)
     assert match is not None
@@ -148,7 +151,9 @@ STEPS: tuple[tuple[str, Callable[[Plan], None]], ...] = (
 def realize(profile: Profile, properties: Properties) -> Plan:
     """Run the initialisation up to the point where it needs a server or a shared memory object.
 
-    Raises ``DeviceExitError`` where the real process ends, ``ModelledFault`` where it crashes.
+    Raises:
+        DeviceExitError: the real process ends here.
+        ModelledFault: the real process crashes here.
     """
     plan = Plan(profile, properties)
     for name, step in STEPS:

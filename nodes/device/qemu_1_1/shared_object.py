@@ -48,7 +48,11 @@ class SharedObject(Struct, frozen=True):
 
 
 def check_size(size_bytes: int, object_bytes: int) -> None:
-    """Raise ``DeviceExitError`` if the object is smaller than the device's size (check_shm_size)."""
+    """Check that the object is at least as large as the device's size.
+
+    Raises:
+        DeviceExitError: it is smaller (check_shm_size).
+    """
     if size_bytes > object_bytes:
         raise DeviceExitError(
             255, f"IVSHMEM ERROR: Requested memory size greater than shared object size ({size_bytes} > {object_bytes})"
@@ -56,7 +60,12 @@ def check_size(size_bytes: int, object_bytes: int) -> None:
 
 
 def map_checked(host: MappingHost, profile: Profile, descriptor: int, size_bytes: int) -> memoryview:
-    """Map the first bytes. Raises ``DeviceExitError`` if the device checks that it failed, else ``ModelledFault``."""
+    """Map the first ``size_bytes``.
+
+    Raises:
+        ModelledFault: mapping failed, and the device does not check that.
+        DeviceExitError: mapping failed, and the device checks that.
+    """
     memory = host.map(descriptor, size_bytes)
     if memory is None:
         if profile.has(Quirk.MAPPING_UNCHECKED):
@@ -68,8 +77,9 @@ def map_checked(host: MappingHost, profile: Profile, descriptor: int, size_bytes
 def open_object(host: ObjectHost, profile: Profile, name: str | None, size_bytes: int) -> SharedObject:
     """Create or open the object ``name`` and map ``size_bytes`` of it.
 
-    Raises ``DeviceExitError`` if it cannot be opened or is too small, ``ModelledFault`` without a name, or if mapping
-    failed unchecked.
+    Raises:
+        DeviceExitError: it cannot be opened, or is too small.
+        ModelledFault: there is no name, or mapping failed unchecked.
     """
     if name is None:
         raise ModelledFault(Quirk.MODE_UNCHECKED, "neither chardev nor shm: opens an object without a name")

@@ -86,7 +86,11 @@ class IvshmemV2(Ivshmem):
     # The server
 
     def initialize(self, numbers: DomainNumbers) -> None:
-        """Take the numbers of the domain, before the memory. Raises ``RemoteProtocolError`` for some it cannot have."""
+        """Take the numbers of the domain, which come with the ID, before the memory.
+
+        Raises:
+            RemoteProtocolError: numbers that this device cannot have.
+        """
         if numbers.vectors != self.vectors:
             raise RemoteProtocolError(f"the server gives {numbers.vectors} vectors, this device has {self.vectors}")
         if numbers.max_peers > self.profile.peers_limit:
@@ -96,7 +100,11 @@ class IvshmemV2(Ivshmem):
         self.config.fix(REVISION + 1, 2, numbers.protocol & 0xFFFF)
 
     def layout_of(self, size_bytes: int) -> SectionLayout:
-        """Where the sections of memory of that size are. Raises ``RemoteProtocolError`` if they do not fit."""
+        """Where the sections of memory of that size are.
+
+        Raises:
+            RemoteProtocolError: they do not fit.
+        """
         return SectionLayout(size_bytes, self.numbers.max_peers, self.numbers.output_bytes)
 
     def set_sections(self, sections: Sections) -> None:
@@ -104,7 +112,11 @@ class IvshmemV2(Ivshmem):
         self.sections = sections
 
     def set_memory(self, memory: memoryview) -> None:
-        """Back the device with memory. Raises ``RemoteProtocolError`` for a size that no BAR or sections have."""
+        """Back the device with shared memory.
+
+        Raises:
+            RemoteProtocolError: a size that no BAR can have, or that is too small for the sections.
+        """
         if self.sections is None or memory is not self.sections.memory:
             if memory.format != "B" or memory.ndim != 1:
                 memory = memory.cast("B")

@@ -32,7 +32,8 @@ class Place(NamedTuple):
 class SectionLayout(Struct, frozen=True):
     """The offsets and sizes of the sections.
 
-    Raises ``RemoteProtocolError`` if the memory is too small for them, or an output section is not whole pages.
+    Raises:
+        RemoteProtocolError: the memory is too small for them, or an output section is not whole pages.
     """
 
     size_bytes: int
@@ -64,7 +65,11 @@ class SectionLayout(Struct, frozen=True):
         return Place("the read/write section", self.table_bytes, self.table_bytes + self.shared_bytes)
 
     def output(self, peer: int) -> Place:
-        """The output section of a peer. Raises ``GuestError`` if there is no such peer."""
+        """The output section of a peer.
+
+        Raises:
+            GuestError: there is no such peer.
+        """
         if not 0 <= peer < self.max_peers:
             raise GuestError(f"peer {peer} has no output section: expected 0..{self.max_peers - 1}")
         start = self.table_bytes + self.shared_bytes + peer * self.output_bytes
@@ -87,7 +92,11 @@ class SectionLayout(Struct, frozen=True):
         )
 
     def check_store(self, peer: int, offset: int, size_bytes: int) -> None:
-        """Raise ``ForbiddenStoreError``, with offset and owner, for a store that this peer may not do."""
+        """Refuse a store that this peer may not do.
+
+        Raises:
+            ForbiddenStoreError: it names the offset and the owner.
+        """
         if not self.may_store(peer, offset, size_bytes):
             place = self.place(offset)
             raise ForbiddenStoreError(
@@ -139,16 +148,28 @@ class Sections:
         return self.memory, self._table, self.shared, self.own
 
     def output(self, peer: int) -> memoryview:
-        """A peer's output section: writable if it is the own one. Raises ``GuestError`` if there is no such peer."""
+        """The output section of a peer: writable if it is the own one.
+
+        Raises:
+            GuestError: there is no such peer.
+        """
         place = self.layout.output(peer)
         return self.own if peer == self.peer else self.memory[place.start : place.stop]
 
     def store(self, offset: int, data: bytes) -> None:
-        """Store bytes at an offset of the whole memory. Raises ``ForbiddenStoreError`` where this peer may not."""
+        """Store bytes at an offset of the whole memory.
+
+        Raises:
+            ForbiddenStoreError: this peer may not store there.
+        """
         self.writable(offset, len(data))[:] = data
 
     def writable(self, offset: int, size_bytes: int) -> memoryview:
-        """A part of the whole memory that this peer may write; else raises ``ForbiddenStoreError``."""
+        """A part of the whole memory that this peer may write.
+
+        Raises:
+            ForbiddenStoreError: it may not write all of it.
+        """
         self.layout.check_store(self.peer, offset, size_bytes)
         shared = self.layout.shared
         section, start = self.shared, shared.start

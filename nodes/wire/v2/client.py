@@ -29,7 +29,11 @@ class Initialized(MemoryShared[D], Generic[D], frozen=True):
 
 
 class FramedClient(Client[D]):
-    """As `Client`, for a server that speaks ivshmem v2; ``numbers`` is what it tells of the domain, at first None."""
+    """As `Client`, for a server that speaks ivshmem v2, which tells how many vectors there are.
+
+    Attributes:
+        numbers: what the server tells of the domain; None until it has come.
+    """
 
     def __init__(self) -> None:
         super().__init__(0, dialect=V2)

@@ -106,8 +106,10 @@ class Frame(Message[D]):
         return len(self.body) >= LAYOUTS[FrameKind(self.kind)].size
 
     def fields(self) -> tuple[int, ...]:
-        """The numbers of a message, without what follows, as in ivshmem2.c. Raises ``RemoteProtocolError`` if too
-        short.
+        """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
+
+        Raises:
+            RemoteProtocolError: the message is too short for its type.
         """
         kind = FrameKind(self.kind)
         if not self.is_whole:
@@ -117,7 +119,11 @@ class Frame(Message[D]):
 
 
 def decode_init(frame: Frame[D]) -> tuple[int, int, DomainNumbers]:
-    """Compatible version, own ID, numbers of the domain. Raises ``RemoteProtocolError`` if the message is too short."""
+    """The compatible version, the own ID and the numbers of the domain.
+
+    Raises:
+        RemoteProtocolError: the message is too short.
+    """
     _, compatible, peer, max_peers, vectors, protocol, output_bytes = frame.fields()
     return compatible, peer, DomainNumbers(max_peers, vectors, protocol, output_bytes)
 
@@ -147,7 +153,11 @@ class FrameDecoder(Decoder[D]):
         return length if HEADER_BYTES <= length <= FRAME_BYTES_MAX else 0
 
     def check(self) -> None:
-        """Raise ``RemoteProtocolError`` for a header with a length that no message has: nothing more can be read."""
+        """Look at the header that has come.
+
+        Raises:
+            RemoteProtocolError: it has a length that no message has; nothing more can be read.
+        """
         if len(self._pending) >= HEADER_BYTES and not self._length():
             length = int.from_bytes(self._pending[4:HEADER_BYTES], "little")
             hint = "" if any(self._pending[:HEADER_BYTES]) else ": it speaks version 0, not ivshmem v2"

@@ -20,7 +20,12 @@ D = TypeVar("D")
 class FramedServer(Server[D]):
     """The peers of one shared memory of version 2, and what each of them is told.
 
-    Every client is told ``numbers``. Raises ``UsageError`` for some that no server has (ivshmem2-server, main.c).
+    Args:
+        memory: the descriptor of the shared memory.
+        numbers: what every client is told.
+
+    Raises:
+        UsageError: numbers that no server has (ivshmem2-server, main.c).
     """
 
     def __init__(self, memory: D, numbers: DomainNumbers) -> None:

@@ -48,7 +48,11 @@ class _Place(NamedTuple):
 
 
 class DaskCluster:
-    """The client of a scheduler, for one thread. ``title``: the scheduler's address; "" for workers in this process."""
+    """The client of a scheduler. Used by one thread.
+
+    Attributes:
+        title: the address of the scheduler; "" for workers in this process.
+    """
 
     def __init__(self, client: Any, title: str) -> None:
         self.title = title
@@ -131,7 +135,11 @@ class DaskCluster:
                     lock.release()
 
     def wait(self, timeout_s: float) -> Done | None:
-        """The next job that has ended; None without one in that time. Raises ``RunError`` without a scheduler."""
+        """The next job that has ended; None when none does within the time.
+
+        Raises:
+            RunError: the scheduler is gone.
+        """
         try:
             key = self._ended.get(timeout=timeout_s)
         except queue.Empty:
@@ -194,7 +202,12 @@ class DaskCluster:
 
 @contextlib.contextmanager
 def connect(address: str, tls: Tls | None) -> Iterator[DaskCluster]:
-    """The client of the scheduler at an address. Raises as `check_address`, and ``HostError`` when none answers."""
+    """The client of the scheduler at an address.
+
+    Raises:
+        UsageError: as `check_address`.
+        HostError: no scheduler answers.
+    """
     check_address(address, tls)
     common.configure()
     try:

@@ -41,11 +41,18 @@ def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str],
 
 
 def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scratch: Path, tell: Any) -> bool:
-    """Run a worker until a signal comes, or the scheduler is gone; returns whether a signal came.
+    """Run a worker of a scheduler until a signal comes, or the scheduler is gone.
 
-    The scheduler at ``address`` may come later. ``name`` is that of this host, ``host`` the address to listen at (None:
-    the one from which the scheduler is reached), ``scratch`` a directory for jobs. ``tell`` gets the address of this
-    worker, once it is registered.
+    Args:
+        address: the scheduler; it may come later.
+        name: the name of this host.
+        host: the address to listen at; None: the one from which the scheduler is reached.
+        tls: the certificates.
+        scratch: a directory for jobs.
+        tell: gets the address of this worker, once it is registered.
+
+    Returns:
+        Whether a signal came.
     """
     scheduler_host = check_address(address, tls)
 

@@ -20,8 +20,10 @@ from sim.wire.connection import Connection, connect
 class AttachedDevice:
     """Owns the connection, once it is attached, and the recording.
 
-    ``make_vm`` makes the machine, with the arguments of `Vm`; ``first`` is the machine's first device, None for that
-    itself. ``on_memory(vm, peer, descriptor)`` puts the memory in its place when it comes.
+    Args:
+        make_vm: makes the machine, with the arguments of `Vm`.
+        first: the machine's first device, None for that itself.
+        on_memory: ``on_memory(vm, peer, descriptor)`` puts the memory in its place when it comes.
     """
 
     def __init__(
@@ -61,7 +63,13 @@ class AttachedDevice:
         """How many eventfds the server's greeting contains, once the coordinator has sent the number."""
 
     def attach(self, server: str, seed: str, coordinator: int) -> None:
-        """Connect to the server on a path, as a machine with this seed; the coordinator's servers are trusted."""
+        """Connect to a server, as a machine with this seed.
+
+        Args:
+            server: the path of its socket.
+            seed: of the machine's random numbers.
+            coordinator: the process whose servers are trusted to send eventfds.
+        """
         self._coordinator = coordinator
         self._random.seed(seed)
         self.connection = self._connect(server)

@@ -30,8 +30,10 @@ SECOND_NS = 1_000_000_000
 class ProcessEngine:
     """An `sim.engines.base.Engine`. Owns the loop, the fork server, and each machine and server that it makes.
 
-    ``runtime`` is a private directory for sockets. The server of the first domain listens on ``socket_path``, to which
-    those of others add the domain's name.
+    Args:
+        topology: what is run.
+        runtime: a private directory for sockets.
+        socket_path: where the server of the first domain listens; those of others add the domain's name.
     """
 
     is_one_process = shares_peers = False

@@ -45,9 +45,11 @@ class ForkServer:
     """Starts the process, hands it requests, ends it. ``on_end`` is called when it ends by itself."""
 
     def __init__(self, loop: Loop, runtime: Path, on_end: Callable[[], None], *, machines: int = 0) -> None:
-        """Start the process, which removes ``runtime``, the private directory, should the coordinator die first.
+        """Start the process.
 
-        There will be so many ``machines`` at least. Many are worth a rehearsal (`sim.engines.process.rehearsal`).
+        Args:
+            runtime: the run's private directory, which it removes should the coordinator die first.
+            machines: how many there will be at least. Many are worth a rehearsal (`sim.engines.process.rehearsal`).
         """
         self._rehearses = machines >= REHEARSED_FROM
         self._loop, self._on_end = loop, on_end

@@ -26,9 +26,11 @@ class WorkerHandle:
     Owns the control socket and the process. In a migration there are several: the candidate, which exists and has not
     taken over yet, and those that took over while the exit of the one before them is not known yet.
 
-    ``server_path`` has the path of a domain's server, by the domain's number. ``on_process`` is called with each
-    process ID that becomes this machine's. ``memory_fault`` says, after a death of SIGBUS, what is wrong with the
-    memory. ``report`` is called with what happens; ``Ended`` comes last.
+    Args:
+        server_path: the path of a domain's server, by the domain's number.
+        on_process: called with each process ID that becomes this machine's.
+        memory_fault: says, when the machine has died of SIGBUS, what is wrong with the memory.
+        report: called with what happens; ``Ended`` comes last.
     """
 
     def __init__(

@@ -36,8 +36,12 @@ def main(
 ) -> None:
     """Run one machine until Stop, then end this process. The signals that end a program are ignored as in its parent.
 
-    ``configuration`` is a descriptor of the encoded `WorkerConfiguration`. ``parent`` has forked this process, and ends
-    at once; ``coordinator`` adopts it. ``template`` is of a machine of this kind; None: all is made here.
+    Args:
+        configuration: a descriptor of the encoded `WorkerConfiguration`.
+        control_socket: the worker's end of the control socket.
+        parent: the process that forked this one, which ends at once.
+        coordinator: the process that adopts this one.
+        template: of a machine of this kind; None: this process makes all that it needs.
     """
     keep_orphans()
     link = Control(control_socket)

@@ -23,10 +23,12 @@ REASON_BYTES_MAX = 2048  # less than a pipe takes in one piece
 
 
 def let_go(side: Source, fault: str) -> str:
-    """In the source: wait until the successor is ready, and leave it the machine. ``fault``:
-    `topologies.actions.Fault`.
+    """In the source: wait until the successor is ready, and leave the machine to it.
 
-    Returns "" when the machine has left; otherwise why not: the successor has ended, and the machine is still here.
+    ``fault`` as in `topologies.actions.Fault`.
+
+    Returns:
+        "" when the machine has left; otherwise why not. The successor has ended then, and the machine continues here.
     """
     if side.await_ready(PATIENCE_S, lambda: work_ticks(side.pid)):
         if fault == "source_dies":

@@ -42,8 +42,15 @@ BACKLOG = 8
 def rehearse(configuration: WorkerConfiguration, folder: Path) -> None:
     """Run machines of this kind in this process, which has no children: a machine ends those at its end.
 
-    Their server, whose socket is in ``folder``, and their coordinator are made up: all that these say waits in the
-    sockets. Devices of ivshmem v2 are not rehearsed. Raises ``OSError`` when the host refuses what a machine needs.
+    Their server and their coordinator are made up: all that these say waits in the sockets. Devices of ivshmem v2 are
+    not rehearsed.
+
+    Args:
+        configuration: the common part, of which a template is made.
+        folder: where the server's socket is for that time.
+
+    Raises:
+        OSError: the host refuses what a machine needs.
     """
     if any(profiles.profile(name).version != 1 for name in configuration.profiles):
         return

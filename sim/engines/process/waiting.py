@@ -30,8 +30,10 @@ def register_all(epoll: select.epoll, own: Iterable[int], others: Iterable[int])
 
 
 def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
-    """Return events, or none at the deadline. ``epoll`` waits whole milliseconds; ppoll waits the rest. Raises
-    ``GuestError`` for a deadline, which the program has yielded, that is no whole number.
+    """Return events, or none at the deadline. ``epoll`` waits whole milliseconds; ppoll waits the rest.
+
+    Raises:
+        GuestError: the deadline, which the program has yielded, is no whole number.
     """
     if type(deadline_ns) is not int:
         raise GuestError(f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}")

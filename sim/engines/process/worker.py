@@ -91,7 +91,11 @@ class Worker:
 
     def attach(self, configuration: WorkerConfiguration, link: Control, coordinator: int) -> None:
         """Become the machine of this configuration, which has the common part of the one that this was made from.
-        ``link`` is the way to the coordinator, the process that adopts this one.
+
+        Args:
+            configuration: the machine's own.
+            link: the way to the coordinator.
+            coordinator: the process that adopts this one.
         """
         self._configuration, self._link, self._coordinator = configuration, link, coordinator
         self._epoll = select.epoll()

@@ -66,9 +66,12 @@ class _Asked(NamedTuple):
 def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) -> None:
     """Have a worker forked for each request until the coordinator closes its end, which it does only by dying.
 
-    Requests come on the socket of that number. ``stderr`` is the standard error for workers; until now it was a file in
-    which the coordinator finds last words. ``runtime`` is the run's private directory, removed when the coordinator has
-    died. Workers find modules in ``path``. Descendants inherit the ``name``: zombies among them are known by it.
+    Args:
+        requests: the socket on which requests come.
+        stderr: the standard error for workers. Until now it was a file in which the coordinator finds last words.
+        runtime: the run's private directory, removed when the coordinator has died.
+        path: where workers find modules.
+        name: the name of the process, which its descendants inherit: zombies among them are known by it.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
@@ -112,8 +115,10 @@ def _gather_code() -> list[CodeType]:
     """Give the functions that workers call copies of their code, which lie side by side.
 
     A function that is called counts references in its code. Where it was loaded, its page holds mostly names, line
-    tables and docstrings: each worker would copy these. While the originals, which this returns, are kept, the copies
-    do not take their places.
+    tables and docstrings: each worker would copy these.
+
+    Returns:
+        The originals. While they are kept, the copies do not take their places.
     """
     originals: list[CodeType] = []
 

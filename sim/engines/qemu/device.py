@@ -92,11 +92,14 @@ class QemuIvshmem(Ivshmem):
         return base + offset if base is not None and within else None
 
     def ring(self, line: Line) -> None:
-        """Let QEMU ring the vector of a peer whose eventfd this is. Raises ``BlockingIOError`` if it does not.
+        """Let QEMU ring the vector of a peer whose eventfd this is.
 
         QEMU writes an eventfd of this process, and what it has written is then rung. Were the peer's own eventfd
         QEMU's, this process could not tell whether QEMU's write was refused: the counter may fill or empty at any
         moment, and QEMU does not say.
+
+        Raises:
+            BlockingIOError: the counter is full, or QEMU has dropped the doorbell.
         """
         if line in self._own_lines:
             # These are behind an eventfd that QEMU does not have: `interrupt` counts what is in it.

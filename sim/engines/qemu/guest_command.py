@@ -16,9 +16,14 @@ MASTER = {"peer": "off", "master": "on", "auto": "auto"}
 def guest_command(
     machine: Machine, servers: Sequence[str], *, console: int, monitor: int, state: int | None = None
 ) -> list[str]:
-    """The command for a machine with a ``guest``, which has a device at the server on each of these sockets.
+    """The command for a machine with an image.
 
-    The descriptors are of the console, a QMP connection, and the state of a machine that migrates (None: it boots).
+    Args:
+        machine: it has a ``guest``.
+        servers: the sockets of the servers that it has a device at.
+        console: the descriptor that the console is read from.
+        monitor: the descriptor of a QMP connection.
+        state: the descriptor that the state of a machine that migrates is read from; None: the guest is booted.
     """
     image = machine.guest
     assert image is not None
@@ -58,7 +63,11 @@ def device_id(number: int) -> str:
 
 
 def check_guests(topology: Topology) -> None:
-    """Raise ``HostError`` when this host lacks a file or the QEMU of a guest, with the command that makes it."""
+    """Look whether this host has the files and the QEMU of each guest.
+
+    Raises:
+        HostError: it does not; the message names the command that makes them, if the topology has one.
+    """
     problems: dict[str, None] = {}
     for machine in topology.machines:
         image = machine.guest

@@ -23,8 +23,10 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 class GuestConsole:
     """Owns this process's end of each connection to the console, and the file ``path``.
 
-    A guest that migrates has another connection afterwards (`connect`), and one console. ``on_line`` is called with
-    each line without its end, terminal escapes and control characters.
+    A guest that migrates has another connection afterwards (`connect`), and one console.
+
+    Args:
+        on_line: called with each line without its end, terminal escapes and control characters.
     """
 
     def __init__(self, loop: Loop, path: Path, on_line: Callable[[str], None]) -> None:

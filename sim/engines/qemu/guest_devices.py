@@ -31,11 +31,14 @@ ABORTS = "device_del aborts a QEMU that has heard of a peer's leave"
 
 
 class GuestDevices:
-    """Which devices are plugged in to the present QEMU, and their removal.
+    """Which devices are plugged in, and their removal.
 
-    ``dismiss`` lets their servers disconnect them; it has None for a device that no server is connected to. ``left`` is
-    told when they have gone as ordered by ``leave``, or are disconnected at least. ``end`` ends QEMU, where such a
-    removal could do so. ``report`` is told what else comes of a removal.
+    Args:
+        qemu: the QEMU that they are in now.
+        dismiss: lets their servers disconnect them; with None for a device that no server is connected to.
+        left: is told when they have gone as ordered by ``leave``, or are disconnected at least.
+        end: ends QEMU, where a removal that was ordered by ``leave`` could do so.
+        report: is told what else comes of a removal.
     """
 
     def __init__(

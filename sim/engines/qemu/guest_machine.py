@@ -41,10 +41,14 @@ class GuestMachine:
     It is ready when its server has admitted it and its console has matched ``ready_when``. A guest that has printed
     totals is asked for them once more at the end, by a line on its console ("report"): they are its statistics.
 
-    It has a device in each of the ``domains``. ``server_path`` has the path of a domain's server, and ``memory_bytes``
-    the size of its memory, by the domain's number. The console is kept in ``console_path``; a regular expression of
-    ``watched`` is reported when a line first contains it. ``on_process`` gets the process ID of its QEMU. ``dismiss``
-    lets the server of a domain disconnect the client with a process ID.
+    Args:
+        domains: the numbers of the domains that it has a device in.
+        server_path: the path of a domain's server, by the domain's number.
+        memory_bytes: the size of the memory of each domain.
+        console_path: where its console is kept.
+        watched: regular expressions that are reported when a line first contains them.
+        on_process: called with the process ID of its QEMU.
+        dismiss: lets the server of that domain disconnect the client with that process ID.
     """
 
     def __init__(
@@ -130,7 +134,11 @@ class GuestMachine:
         self._loop.after(0, lambda: self._report(messages.Placed()))
 
     def _launch(self, qemu: GuestProcess, domains: Sequence[int], *, gone: str = "", state: int | None = None) -> None:
-        """Start a QEMU for this machine; ``gone`` is added to the paths of its servers. Raises ``OSError``."""
+        """Start a QEMU for this machine; ``gone`` is added to the path of its server.
+
+        Raises:
+            OSError: the program cannot be executed.
+        """
         with self._console.connect() as console:
             descriptors = [console.fileno(), qemu.monitor.far.fileno(), *([] if state is None else [state])]
             servers = [self._server_path(domain) + gone for domain in domains]

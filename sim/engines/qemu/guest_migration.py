@@ -26,10 +26,13 @@ CANCELLED = "it was cancelled"
 class GuestMigration:
     """One migration of a guest. Owns the target until it is complete, and the connection that the state takes.
 
-    ``source`` is the QEMU that the machine is in, ``memory_bytes`` the size of the memory in the target, ``fault`` what
-    is to go wrong (`topologies.actions.Fault`). ``start`` starts a process as the target, with the descriptor that it
-    reads the state from. ``arrived`` is told when the machine is in the target, ``failed`` why it stays in the source,
-    and for how many nanoseconds it stood still.
+    Args:
+        source: the QEMU that the machine is in.
+        memory_bytes: the size of the memory in the target.
+        fault: what is to go wrong (`topologies.actions.Fault`).
+        start: starts a process as the target, with the descriptor that it reads the state from.
+        arrived: is told when the machine is in the target.
+        failed: is told why it stays in the source, and for how many nanoseconds it stood still.
     """
 
     def __init__(

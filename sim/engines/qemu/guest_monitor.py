@@ -19,7 +19,11 @@ OnEvent = Callable[[str, dict[str, Any], int], None]
 
 
 class GuestMonitor:
-    """Owns both ends of the connection until `start`; ``far`` is QEMU's. ``on_event`` is called with each event."""
+    """Owns both ends of the connection until `start`; ``far`` is QEMU's.
+
+    Args:
+        on_event: called with each event.
+    """
 
     def __init__(self, loop: Loop, on_event: OnEvent) -> None:
         self._loop, self.on_event = loop, on_event

@@ -17,8 +17,11 @@ PRINTED_CHARACTERS = 400
 
 
 class GuestProcess:
-    """Owns the process, once it has started, and the connection to its monitor. ``on_event`` is told each event of the
-    monitor, ``on_exit`` the exit code, once.
+    """Owns the process, once it has started, and the connection to its monitor.
+
+    Args:
+        on_event: is told each event of the monitor.
+        on_exit: is told the exit code, once.
     """
 
     def __init__(self, loop: Loop, *, on_event: OnEvent, on_exit: Callable[[int], None]) -> None:
@@ -48,7 +51,11 @@ class GuestProcess:
         return self.pid is not None and wants_cpu(self.pid) and self.work_ticks() - since_ticks < ticks
 
     def start(self, command: Sequence[str], descriptors: Iterable[int], runtime: Path) -> int:
-        """Start it with these descriptors, the monitor's included; returns its process ID. Raises ``OSError``."""
+        """Start it with these descriptors, that of the monitor included; returns its process ID.
+
+        Raises:
+            OSError: the program cannot be executed.
+        """
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -19,8 +19,10 @@ EJECT_PORT = 0xAE08
 class QemuMachine:
     """Owns the QEMU, once it is started, and its end of each connection.
 
-    QEMU waits while it starts until each device has its ID and its memory: these are sent before. With ``incoming`` it
-    waits for the state of another machine, which is sent to it on ``state``.
+    QEMU waits while it starts until each device has its ID and its memory: these are sent before.
+
+    Args:
+        incoming: it waits for the state of another machine, which is sent to it on ``state``.
     """
 
     def __init__(self, *, incoming: bool = False) -> None:
@@ -60,7 +62,11 @@ class QemuMachine:
         return "device_del aborts a QEMU that has heard of a peer's leave" if self._peers_left else ""
 
     def unplug(self, number: int) -> None:
-        """Remove a device, with the guest's part of it (docs/specs/acpi_pci_hotplug, "eject"). Raises ``QemuError``."""
+        """Remove a device: device_del, and the guest's part of it (QEMU, docs/specs/acpi_pci_hotplug, "eject").
+
+        Raises:
+            QemuError: QEMU did not remove it.
+        """
         self.qemu.qmp("device_del", id=f"device{number}")
         self.qemu.ask([f"outl {EJECT_PORT:#x} {1 << self.slot(number):#x}"])
         self.qemu.wait_for("DEVICE_DELETED")
@@ -71,7 +77,11 @@ class QemuMachine:
 
     @property
     def qemu(self) -> Qemu:
-        """The process. Raises ``QemuError`` when it has not been started, or was ended."""
+        """The process.
+
+        Raises:
+            QemuError: it has not been started, or was ended.
+        """
         if self._qemu is None:
             raise QemuError("QEMU does not run")
         return self._qemu
@@ -81,7 +91,11 @@ class QemuMachine:
         return self._qemu is not None
 
     def start(self) -> None:
-        """Start it, and wait for its devices. Raises ``QemuError``, with what it printed, if it does not start."""
+        """Start the process, and wait until it has made its devices.
+
+        Raises:
+            QemuError: it does not start; the message ends with what it printed.
+        """
         self._qemu = Qemu(self._program, self._arguments, [far.fileno() for far in self._far_ends])
         self.descriptor = os.pidfd_open(self._qemu.pid)
         self._close_far_ends()

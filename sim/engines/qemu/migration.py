@@ -23,10 +23,16 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 def send_state(source: Qemu, target: Qemu, sock: socket.socket, *, fault: str) -> int:
-    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``; returns the bytes sent.
+    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``.
 
-    The fault "target_dies" kills the target while the state is sent, "cancel" cancels the migration then. Raises
-    ``QemuError``, with QEMU's own words, when it failed; the source continues.
+    Args:
+        fault: "target_dies" kills the target while the state is sent, "cancel" cancels the migration then.
+
+    Returns:
+        How many bytes were sent.
+
+    Raises:
+        QemuError: it failed; the source continues. The message has QEMU's own words.
     """
     bandwidth = SLOW_BYTES_PER_S if fault in ("target_dies", "cancel") else BANDWIDTH_BYTES_PER_S
     source.qmp("migrate-set-parameters", **{"max-bandwidth": bandwidth})

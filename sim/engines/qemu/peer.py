@@ -80,7 +80,9 @@ class QemuPeer(Closeable):
 
     def wait(self, vector: int | None = None, *, timeout: float = 20.0) -> Interrupt:
         """Wait for an MSI-X message of a vector, or of any; how many doorbells it stands for, QEMU does not tell.
-        Raises ``TimeoutError`` when none came within ``timeout`` seconds.
+
+        Raises:
+            TimeoutError: none came within ``timeout`` seconds.
         """
         deadline_s = time.monotonic() + timeout
         vectors = range(self.vectors) if vector is None else (vector,)

@@ -41,7 +41,11 @@ class LineConnection:
             raise BrokenConnectionError(f"QEMU's {self._name} connection broke: {error}") from error
 
     def line(self) -> str:
-        """The next line. Raises ``QemuError`` when none came in time, or the other side is gone."""
+        """The next line.
+
+        Raises:
+            QemuError: none came in time, or the other side is gone.
+        """
         patience = Patience(TIMEOUT_SECONDS)
         while b"\n" not in self._received:
             try:
@@ -73,8 +77,11 @@ class Qmp(Closeable):
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str]) -> Self:
-        """Connect to an external QEMU, on the socket that its `-qmp` or `-mon` option names. Raises ``UsageError`` when
-        nothing listens there, ``QemuError`` when it is no QMP monitor, or another client has it.
+        """Connect to an external QEMU, on the socket that its `-qmp` or `-mon` option names.
+
+        Raises:
+            UsageError: nothing listens on the path.
+            QemuError: it is no QMP monitor, or another client has it.
         """
         connection = cls(connect(path, "QMP monitor"))
         try:
@@ -93,7 +100,11 @@ class Qmp(Closeable):
         return True
 
     def execute(self, name: str, **arguments: Any) -> Any:
-        """Run a command; returns its result. Raises ``QemuError`` when QEMU refused it, in its words."""
+        """Run a command; returns its result.
+
+        Raises:
+            QemuError: QEMU refused it, in its words.
+        """
         return self._run(name, arguments)
 
     def give_descriptor(self, name: str, descriptor: int) -> None:

@@ -50,8 +50,12 @@ def _select(slot: int, offset: int) -> str:
 
 
 class Qemu(Closeable):
-    """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number; ``accel`` is the
-    accelerator of its processor. Raises ``QemuError``, with what it printed, when it does not start.
+    """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number.
+
+    ``accel`` is the accelerator of its processor.
+
+    Raises:
+        QemuError: it does not start; the message ends with what it printed.
     """
 
     def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = (), *, accel: str = "tcg") -> None:
@@ -140,12 +144,20 @@ class Qemu(Closeable):
             self._qmp.give_descriptor(name, sock.fileno())
 
     def wait_for(self, event: str) -> None:
-        """Return once QEMU has sent this event, which then counts as seen. Raises ``QemuError`` if it does not."""
+        """Return once QEMU has sent this event, which then counts as seen.
+
+        Raises:
+            QemuError: it did not come in time, or QEMU is gone.
+        """
         with self._named_end():
             self._qmp.wait_for(event)
 
     def ask(self, lines: Sequence[str]) -> list[str]:
-        """Run several qtest commands at once; returns the text after each ``OK``. Raises ``QemuError``."""
+        """Run several qtest commands at once; returns the text after each ``OK``.
+
+        Raises:
+            QemuError: one failed, or QEMU is gone.
+        """
         with self._named_end():
             self._qtest.send("".join(line + "\n" for line in lines))
             return [self._ok(line) for line in lines]

@@ -9,8 +9,11 @@ READ_BYTES = 1 << 16
 
 
 class ReceivedLines:
-    """Splits what is received into lines. ``on_data`` is called with every piece before its lines are yielded. A line
-    that is longer than ``line_bytes_max`` is yielded before its end.
+    """Splits what is received into lines.
+
+    Args:
+        on_data: called with every piece before its lines are yielded.
+        line_bytes_max: a line that is longer is yielded before its end.
     """
 
     def __init__(self, on_data: Callable[[bytes], None] = lambda data: None, line_bytes_max: int = 1 << 30) -> None:
@@ -18,7 +21,11 @@ class ReceivedLines:
         self._begun = b""
 
     def read(self, sock: socket.socket) -> Iterator[bytes]:
-        """Yield all complete lines that have come, without their ends. Raises ``EOFError`` at the end of it."""
+        """Yield all complete lines that have come, without their ends.
+
+        Raises:
+            EOFError: the connection has ended.
+        """
         while True:
             try:
                 data = sock.recv(READ_BYTES)

@@ -49,7 +49,11 @@ class Relay:
         self._close_retired()
 
     def wait_until_read(self, turn: Callable[[], object]) -> None:
-        """Return once QEMU has read all; ``turn`` is one of its main loop. Raises ``QemuError`` if it does not."""
+        """Return once QEMU has taken in all that was sent; ``turn`` lets its main loop make a turn.
+
+        Raises:
+            QemuError: it does not read.
+        """
         if self._is_read:
             return
         patience = Patience(PATIENCE_S)
@@ -76,7 +80,11 @@ class Relay:
         return has_ended(self._socket)
 
     def flush(self) -> bool:
-        """Send what waits; returns whether that was all. Raises ``QemuError`` when QEMU has closed the connection."""
+        """Send what waits; returns whether that was all.
+
+        Raises:
+            QemuError: QEMU has closed the connection.
+        """
         try:
             is_all = self._outbox.flush()
         except OSError as error:

@@ -79,9 +79,16 @@ def _find(name: str) -> Callable[..., Program]:
 
 
 def stop_program(vms: Sequence[Vm], words: memoryview[int]) -> Stopped:
-    """End the program, and store the counts of doorbells and, in the ``words`` of the first device, what it missed.
+    """End the program, and store the counts of doorbells and what it missed.
 
-    Statistics that do not go into the report are a warning of the machine. Raises ``ProgramError``.
+    Statistics that do not go into the report are a warning of the machine.
+
+    Args:
+        vms: the devices of the machine, the first one first.
+        words: the first device's recording.
+
+    Raises:
+        ProgramError: the program has raised at its end.
     """
     guest = vms[0].guest
     with blaming_program():

@@ -15,10 +15,15 @@ MICROSECOND_NS = 1_000
 class WorkerActions:
     """A method ``_NAME`` for each `Act`, with the keys of the action as its arguments.
 
-    ``vms`` are the devices of the machine, the first one first, each with so many vectors.
-    ``delay_interrupts(delay_ns)`` lets the engine take each interrupt so much later, ``stop_reading`` read nothing more
-    of what servers send; ``remove_devices`` ends the program, removes the devices and closes their connections.
-    ``program`` is what the machine runs; None before it begins and after the devices are removed.
+    Args:
+        vms: the devices of the machine, the first one first.
+        vectors: how many vectors each has.
+        delay_interrupts: ``delay_interrupts(delay_ns)`` lets the engine take each interrupt so much later.
+        stop_reading: lets the engine read nothing more of what servers send.
+        remove_devices: ends the program, removes the devices and closes their connections.
+
+    Attributes:
+        program: what the machine runs; None before it begins and after the devices are removed.
     """
 
     __slots__ = ("_delay_interrupts", "_remove_devices", "_stop_reading", "_vectors", "_vms", "program")
@@ -38,7 +43,11 @@ class WorkerActions:
         self.program: Callable[[Guest], Program] | None = None
 
     def carry_out(self, act: Act) -> None:
-        """Call the handler; the program may wait for something else then. Raises ``ProgramError``."""
+        """Call the handler. The program may have run meanwhile, and may wait for something else now.
+
+        Raises:
+            ProgramError: the program has raised.
+        """
         with blaming_program():
             getattr(self, f"_{act.do}")(**act.arguments)
 

@@ -90,9 +90,12 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
 
 
 def _confirm(lines: Sequence[LineAccount], records: Sequence[Records]) -> int | None:
-    """How many more doorbells guests have counted than came from them; None unless all guests have counted.
+    """Compare the doorbells that guests report as rung with those that came from them.
 
     Counts that agree need no settling, nor do the counters of a guest: only its device takes doorbells from them.
+
+    Returns:
+        How many more doorbells guests have counted than came from them; None unless all guests have counted.
     """
     guests = {record.machine for record in records if record.counts_nothing}
     said = [record.guest_rung for record in records if record.counts_nothing and record.guest_rung is not None]

@@ -44,7 +44,13 @@ def join_machines(manifest: Manifest, parts: Mapping[str, Run]) -> Manifest:
 
 
 def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending) -> Summary:
-    """The summary of the whole, from its parts that are there, by host; ``ending`` is how the command saw it end."""
+    """The summary of the whole.
+
+    Args:
+        manifest: that of the whole.
+        parts: those of its parts that are there, by host.
+        ending: how the command saw it end.
+    """
     figures, problems = {}, []
     for host in (row.host for row in manifest.parts):
         try:

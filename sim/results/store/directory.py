@@ -62,8 +62,11 @@ class RunDirectory:
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
 
-        ``parts`` are those that hosts run; their directories are put below `files.PARTS` before `finish`. Raises
-        ``UsageError`` if ``where`` cannot hold a directory, ``HostError`` if the disk is full.
+        ``parts`` are those that hosts run; their directories are put below `files.PARTS` before `finish`.
+
+        Raises:
+            UsageError: ``where`` cannot hold a directory.
+            HostError: the disk is full.
         """
         started_ns, started = time.monotonic_ns(), datetime.datetime.now(datetime.UTC)
         try:
@@ -111,17 +114,28 @@ class RunDirectory:
         self._resources.append(rows)
 
     def save(self, ending: Ending) -> None:
-        """Write down how the run ended. Raises ``HostError`` if the disk is full, ``RunError`` if the directory is
-        gone.
+        """Write down how the run ended, so that its figures can be computed whatever happens next.
+
+        Raises:
+            HostError, RunError: the disk is full, or the directory is gone.
         """
         with self._writing():
             (self.path / files.RESERVE).unlink(missing_ok=True)
             files.write_json(self.path / files.ENDING, ending)
 
     def finish(self, ending: Ending, baselines: Sequence[WakeUpBaseline] = ()) -> Run:
-        """Turn the recordings into tables and a summary; ``baselines`` were measured before and after the run.
+        """Turn the recordings into tables and a summary.
 
-        Raises as `save`. The recordings are kept then, and ``open`` on the directory finishes the job.
+        Args:
+            ending: how the run ended.
+            baselines: the wake-up baselines measured before and after the run.
+
+        Returns:
+            The run.
+
+        Raises:
+            HostError, RunError: the disk is full, or the directory is gone. The recordings are kept
+                then, and ``open`` on the directory finishes the job.
         """
         from sim.results.finalize import conclude
 

@@ -196,7 +196,11 @@ def write_table(directory: Path, name: str, table: pa.Table) -> None:
 
 
 def read_table(directory: Path, name: str) -> pa.Table:
-    """One table, whole. Raises ``UsageError`` if the file is missing, damaged, or too long, or has other columns."""
+    """One table, whole.
+
+    Raises:
+        UsageError: the file is missing, damaged, or too long, or has other columns.
+    """
     with opened(directory, name) as parquet:
         _check_footer(file_name(name), parquet, SCHEMAS[name])
         table = parquet.read(use_threads=True)

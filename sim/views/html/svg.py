@@ -44,9 +44,13 @@ def _attribute(value: object) -> str:
 def document(
     head: Sequence[Markup], title: str, script: str, body: Sequence[Markup], policy: str, **of_body: str
 ) -> str:
-    """A whole page in the style of the report, with the ``script`` of that name in this folder.
+    """A whole page in the style of the report.
 
-    ``policy`` is what it may load beside its own style and script (Content-Security-Policy).
+    Args:
+        head: further elements of the head.
+        script: the name of its file in this folder.
+        policy: what the page may load beside its own style and script (Content-Security-Policy).
+        of_body: the attributes of the body.
     """
     here = importlib.resources.files("sim.views.html")
     style, code = (Markup((here / name).read_text("utf-8")) for name in ("report.css", script))

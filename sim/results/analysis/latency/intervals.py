@@ -122,9 +122,12 @@ def independent(samples: Samples, latency: str, sample_every: int) -> Floats:
 
 
 def sliced(cells: Integers, counts: Integers, drains: Floats) -> list[Slices]:
-    """The slices of each group, which has as many independent things as ``drains`` says.
+    """The slices of each group.
 
-    ``cells`` are (group * ``SLICES`` + slice) * ``BINS`` + bin of those that occur, in order; ``counts``, how often.
+    Args:
+        cells: (group * ``SLICES`` + slice) * ``BINS`` + bin of those that occur, in order.
+        counts: how often each occurs.
+        drains: the independent things of each group.
     """
     ends = np.searchsorted(cells, np.arange(len(drains) + 1) * (SLICES * BINS))
     found = []

@@ -73,9 +73,13 @@ class Stamps:
 
 @dataclass(frozen=True)
 class Samples(Stamps):
-    """Sampled doorbells: rows of ``source`` and ``target`` (-1: a peer outside the topology), the vector that was rung.
+    """Sampled doorbells as columns of one length.
 
-    ``count`` is the number of doorbells that shared the drain, 0 without one.
+    Attributes:
+        source: the row of the sender.
+        target: the row of the receiver; -1 for a peer outside the topology.
+        vector: the vector that was rung.
+        count: doorbells that shared the drain; 0 without one.
     """
 
     source: Integers
@@ -85,9 +89,19 @@ class Samples(Stamps):
 
 
 def values(samples: Stamps, latency: str) -> tuple[Integers, Mask]:
-    """One of ``EVERY_LATENCY`` for each sample in nanoseconds, and where it exists. Raises ``KeyError`` for another.
+    """One latency of each sample in nanoseconds, and where it exists.
 
     Without a schedule there is no lag, and ``total`` counts from the ring as ``raw`` does.
+
+    Args:
+        samples: columns of length n.
+        latency: one of ``EVERY_LATENCY``.
+
+    Returns:
+        Two arrays of length n.
+
+    Raises:
+        KeyError: another word.
     """
     if latency == "lag":
         return samples.rung_ns - samples.intended_ns, samples.intended_ns > 0

@@ -36,7 +36,8 @@ KINDS = {"vector": pa.uint16()} | dict.fromkeys(("latency", "group", "machine", 
 def sample_batches(directory: Path, manifest: Manifest) -> Iterator[Samples]:
     """The samples in ``directory``, some 100,000 at a time.
 
-    Raises ``UsageError`` if the table is missing, damaged, or names a machine that the manifest does not have.
+    Raises:
+        UsageError: the table is missing or damaged, or names a machine that the manifest does not have.
     """
     for batch in batches(directory, "samples", SCHEMAS["samples"].names):
         for name in ("source", "target"):

@@ -56,7 +56,9 @@ def is_explained(found: Sequence[Cause]) -> bool:
 def causes(evidence: Evidence, traced: Uses | None = None) -> list[Cause]:
     """The causes of an outlier, the one that explains most first.
 
-    ``traced`` is how machines spent their parts according to a kernel trace, which is more exact than looks.
+    Args:
+        evidence: what was seen.
+        traced: how machines spent their parts according to a kernel trace, which is more exact than looks.
     """
     whole = sum(part.span_ns for part in evidence.parts)
     sums: dict[tuple[str, str], _Found] = {}
