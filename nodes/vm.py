@@ -26,13 +26,21 @@ class Vm:
     """A machine with one ivshmem device and one program.
 
     Args:
+        profile: which device it has.
+        vectors: how many vectors the device has.
         role: "peer", "master" or "auto", as for `Ivshmem`.
         size_bytes: the size of the shared memory, for a device that is told it (that of 2012).
         signal: ``signal(line, 1)`` rings a line. It raises `BlockingIOError` when the counter of the line is full.
+        ledger: where doorbells are counted and time-stamped.
+        clock: returns the time in nanoseconds.
+        random: the random numbers of the program.
         sample_every: of so many doorbells to one vector, one gets its time stamps; 0: none.
         first: the first device of the same machine, for each further one; its program takes all interrupts.
+        make_batch: as of `Doorbells`.
 
     Attributes:
+        guest: what the program sees.
+        doorbells: rings the peers.
         warnings: lines that a real machine prints on stderr; the engine empties the list.
         on_warned: is called when the device has added one.
         fires: for each own vector, whether a doorbell interrupts the guest at once.

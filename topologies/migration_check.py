@@ -1,4 +1,7 @@
-"""The migrations of a timeline that will be refused or fail, as far as the file tells: it may be meant to show them."""
+"""The migrations of a timeline that will be refused or fail, as far as the file tells.
+
+They are not mistakes of the file, because the run may be meant to show them: they are noted and not refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Finds the timeline entries that end a real QEMU, as far as the file tells: they are noted and not refused."""
+"""Finds the timeline entries that end a real QEMU, as far as the file tells.
+
+They are not mistakes of the file, because the run may be meant to show them: they are noted and not refused.
+"""
 
 from __future__ import annotations
 

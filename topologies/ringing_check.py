@@ -1,4 +1,7 @@
-"""Finds loads that can reach no machine, as far as the file tells: noted before a run, and reported after it."""
+"""Finds loads that can reach no machine, as far as the file tells: noted before a run, and reported after it.
+
+They are not mistakes of the file: the run may be meant to show them, and some programs name peers without ringing them.
+"""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ def probe(
     """Start the device: decode memory, master the bus, write the start values, fill and enable the MSI-X table.
 
     Args:
+        device: the device.
         assign: gives addresses to the BARs and enables the decoder, as `assign_resources` does.
         message: ``message(vector)`` is the address and the data of the message that the vector sends.
     """

@@ -98,8 +98,11 @@ class Msix:
     for the lifetime of the object.
 
     Args:
+        layout: the number of vectors and the places in the BAR.
+        send: called with each message that is sent.
         masked: what happens to an interrupt of a masked vector.
         disabled: what happens to an interrupt while MSI-X is disabled.
+        rules: which accesses the BAR takes.
         function_mask: False for a device that ignores the function mask.
         routed: whether a vector can be unmasked while MSI-X is enabled; with irqfd, one without an eventfd cannot.
     """

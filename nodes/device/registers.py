@@ -138,6 +138,7 @@ class RegisterFile:
     """The values of the words of a :class:`RegisterMap`.
 
     Args:
+        registers: the map.
         reads: by the name of a read-only register, a function that returns its value.
         written: by the name of a writable register, a function that is called with each value written.
         cleared: by the name of a register that a read clears, a function that is called after each such read.

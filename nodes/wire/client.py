@@ -64,6 +64,7 @@ class Ignored(Struct, Generic[D], frozen=True):
     """Something odd that changes nothing.
 
     Attributes:
+        reason: what it is.
         descriptors: what came with it; the receiver closes them.
         repeated: whether the same was reported before, of the same peer.
         rule: the rule of `nodes.wire.rules` that the server violates; "" where a client alone cannot tell.

@@ -17,7 +17,9 @@ class Rule:
     """One rule that a server can violate.
 
     Attributes:
+        expected: what the rule asks for.
         qemu: what QEMU 7.2 does when the rule is violated.
+        source: where that was observed.
         ends: whether the device ends or hangs then.
         seed: what the device of 2012 does, where it differs (rows of tests/golden/seed_rows.toml).
         changes: what newer QEMUs do instead, each from a version on.

@@ -37,6 +37,8 @@ class Server(Generic[D]):
     """The peers of one shared memory, and what each of them is told.
 
     Args:
+        memory: the descriptor of the shared memory.
+        dialect: the order of the messages.
         first_peer: the first ID. IDs are not reused while the server runs: a real QEMU frees a peer that leaves and
             corrupts its heap when the ID comes back (hw/misc/ivshmem.c, close_peer_eventfds).
         reuse_peers: give each newcomer the lowest free ID instead, as a fixed number of slots requires.

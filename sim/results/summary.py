@@ -232,12 +232,15 @@ class Outlier(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         metric: the latency and the percentile that were limited, such as ``total.max``.
+        limit_ns: the limit.
         reached_ns: what the metric had reached: the latency of this doorbell, or the percentile.
         took_ns: the latency of this doorbell, until now if it is not complete.
+        is_complete: whether that latency has ended.
         source, target, vector: who rang whom.
         intended_ns, rung_ns, delivered_ns, handled_ns: CLOCK_MONOTONIC, 0 for what there was not.
         is_explained: whether the causes explain half of that time at least.
         causes: by the time that they explain, the longest first.
+        kernel_trace: what is known of the kernel's scheduler, in words.
     """
 
     metric: Annotated[str, Meta(max_length=40)]

@@ -70,6 +70,7 @@ class Qemu11Client:
 
     Args:
         device: it gets its ID and its memory from here.
+        host: the system.
         lines: told of connected vectors and of peers that leave; by default the device.
         ioeventfd: the property of that name.
         word_bytes: the size of the host's ``long``, 8 (LP64) or 4 (ILP32).

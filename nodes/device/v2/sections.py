@@ -108,6 +108,8 @@ class Sections:
     """The memory of one peer, with the rights that it has.
 
     Args:
+        layout: where the sections are.
+        peer: whose rights these are.
         memory: all of the memory, read-only.
         writable: makes a writable view of the bytes from one offset to another: of the State Table, in which the device
             stores its own entry and the guest nothing, of the read/write section and of the own output section.

@@ -196,9 +196,11 @@ class Matching:
     """Matches the samples of a run, and counts what the summary says of them.
 
     Attributes:
+        samples: how many there are.
         unmatched: those whose drain is not known.
         short: deliveries in less than a quarter of a bare wake-up, which takes ``bare_ns`` (0: not measured).
         unscheduled: by row, the measured samples that were rung without a schedule.
+        drains: how many drains there are.
         overfull: drains that have more samples than the doorbells they drained.
     """
 

@@ -62,10 +62,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """All evidence about a doorbell.
 
     Attributes:
+        parts: its time in parts, in order.
         machines: by name; the sender and the receiver at least.
         actions: of the timeline, as far as they overlap that time.
+        cpus: looks at all CPUs, in order.
         others: the processes beside the run that ran most in that time.
         fault_ns: what one page fault costs on this host.
+        vector: the vector that was rung.
     """
 
     parts: list[LatencyPart]
