@@ -38,7 +38,10 @@ def of_signal(name: str) -> int:
 def of_run(
     status: str, reason: str, *, balanced: bool, aborted: bool, missed: bool, stopped_above: bool = False
 ) -> int:
-    """The code of a run: an expectation ``aborted`` it or was ``missed`` at its end, or ``stopped_above`` a limit."""
+    """The code of a run with that status.
+
+    An expectation ``aborted`` it, or was ``missed`` at its end; or it was ``stopped_above`` a limit.
+    """
     if status == "interrupted":
         return of_signal(reason)
     if balanced and stopped_above:

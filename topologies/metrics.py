@@ -281,8 +281,10 @@ def find_metric(name: str) -> Metric:
 
 
 def parse_condition(text: str, *, live: bool = False) -> Condition:
-    """``"p99_us < 500"`` as a `Condition` of the whole run; ``live``: of a metric known meanwhile. Raises
-    `MisfitError`.
+    """``"delivery.p99_us < 500"`` as a `Condition` of the whole run; ``live``: of a metric that is known meanwhile.
+
+    Raises:
+        MisfitError: the text is no condition, or not of such a metric.
     """
     found = _CONDITION.fullmatch(text)
     bound = math.nan

@@ -29,6 +29,7 @@ class Exploration(msgspec.Struct):
     broken: list[Outcome] = []
 
     def add(self, other: Exploration) -> None:
+        """Count further seeds."""
         self.seeds += other.seeds
         self.events += other.events
         self.doorbells += other.doorbells

@@ -200,7 +200,11 @@ class Outbox:
         return True
 
     def flush(self) -> bool:
-        """Send until all is sent (True) or the socket takes no more for now (False). Raises ``OSError``."""
+        """Send until all is sent (True) or the socket takes no more for now (False).
+
+        Raises:
+            OSError: the connection is broken.
+        """
         self.throttled = False
         try:
             while self._waiting:

@@ -115,7 +115,11 @@ class Region:
 
     @classmethod
     def open(cls, name: str, size_bytes: int) -> Region:
-        """Open memory that stays when this is closed. Raises ``UsageError`` without one of that name and size."""
+        """Open memory that exists, and that stays when this is closed.
+
+        Raises:
+            UsageError: there is none of that name and size, or it cannot be written.
+        """
         path = f"{SHM_DIRECTORY}/{name}"
         try:
             descriptor = os.open(path, OPENING)

@@ -73,6 +73,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**sums)
 
     def named(self) -> dict[str, int]:
+        """The counters by name."""
         return {name: getattr(self, name) for name in COUNTER_AT}
 
 

@@ -1,4 +1,4 @@
-"""Counts of doorbells by scope, of a finished run or of one that goes on; conditions on them meanwhile.
+"""Counts of doorbells by scope, of a finished run or of one that goes on, and conditions during a run.
 
 Doorbells are counted at their targets: ``rung`` of a group are those rung at its machines, as in every table of a run.
 Of an edge, rung and refused doorbells are known, and latencies. The others are only known if no other machine rang

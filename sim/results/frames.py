@@ -1,4 +1,4 @@
-"""A run's tables as pandas frames, its samples as numpy columns, and those of its parts on several hosts as one."""
+"""A run's tables as pandas frames, its samples as numpy columns, and the tables of a run over several hosts as one."""
 
 from __future__ import annotations
 

@@ -43,7 +43,10 @@ SAMPLE_EVENTS, DRAIN_EVENTS = 3, 1
 
 @dataclass(frozen=True)
 class PerfettoTrace:
-    """The lines of a JSON file, and in words what is left out or "": ``cut`` for space, ``before`` it begins."""
+    """The lines of a JSON file, and in words what it leaves out: ``cut`` for lack of space, ``before`` it begins.
+
+    Each is empty where nothing is left out.
+    """
 
     lines: list[str]
     events: int

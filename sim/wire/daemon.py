@@ -45,7 +45,8 @@ def detach(say: Callable[[str], object]) -> StartReport:
     """Continue as a daemon: in a session of its own, without a terminal, its standard streams on /dev/null.
 
     Returns in the daemon only. The calling process waits for the daemon's report, calls ``say`` with its text, and ends
-    with its code. Open nothing before that belongs to the daemon alone. The working directory stays (relative paths).
+    with its code. Open nothing before that belongs to the daemon alone. The working directory stays, as paths may be
+    relative.
     """
     read_end, write_end = os.pipe()
     if child := os.fork():

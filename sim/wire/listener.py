@@ -106,7 +106,7 @@ class Listener(Closeable):
         return sock
 
     def pause(self, loop: Loop, accept: Callable[[], None], error: OSError) -> None:
-        """Let the loop accept again in a moment, instead of spinning: no descriptor is left. Raises any other error."""
+        """Accept no more for a moment: no descriptor is left, and the loop would spin. Raises any other ``error``."""
 
         def resume() -> None:
             if self.fileno() >= 0:

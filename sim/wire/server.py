@@ -125,8 +125,10 @@ class IvshmemServer(Closeable):
     def join(self, arrival: PendingClient, vectors: int) -> JoinedClient | None:
         """Make a client a peer with ``vectors`` eventfds, and announce it.
 
-        Returns None when it has left already. Raises ``HostError`` without descriptors or IDs for it, and disconnects
-        it.
+        Returns None when it has left already.
+
+        Raises:
+            HostError: there are no descriptors or no IDs for it; it is disconnected.
         """
         return self.join_all([(arrival, vectors)])[0]
 

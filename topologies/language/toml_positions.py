@@ -44,7 +44,11 @@ class ScanError(Exception):
 
 
 def positions(text: str) -> dict[Path, int]:
-    """The line (from 1) where each table, key and array element of ``text`` first appears. Raises `ScanError`."""
+    """The line (from 1) where each table, key and array element of ``text`` first appears.
+
+    Raises:
+        ScanError: the text is not TOML, or exceeds a limit.
+    """
     scanner = _Scanner(text)
     scanner.document()
     return scanner.lines

@@ -1,6 +1,6 @@
 """The client of Dask's scheduler: sends jobs, and learns from the topic `TOPIC` which job runs where.
 
-A worker runs one job at a time: it has one unit of the resource `RUN`, which each needs. Jobs travel as bytes.
+A worker runs one job at a time: it has one unit of the resource `RUN`, which each job needs. Jobs travel as bytes.
 """
 
 from __future__ import annotations

@@ -135,7 +135,10 @@ def private_bytes(machine: Floats, uss_bytes: Floats, instrument_bytes: Floats) 
 
 
 def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Floats]:
-    """The rows of ``machines`` then, and the last before and first after it, by machine and time; null is NaN."""
+    """The rows of ``machines`` in that time, the last before it and the first after it, by machine and time.
+
+    They are numbers; null is NaN.
+    """
     number, time_ns = table["machine"].to_numpy(), table["time_ns"].to_numpy()
     order = np.lexsort((time_ns, number))
     order = order[np.isin(number[order], np.array(machines, dtype=number.dtype))]

@@ -113,7 +113,11 @@ def sync_directory(path: Path) -> None:
 
 
 def read_bytes(path: Path, limit_bytes: int) -> bytes:
-    """The content of a small regular file. Raises ``UsageError`` if it is none, or larger than ``limit_bytes``."""
+    """The content of a small regular file.
+
+    Raises:
+        UsageError: it is missing, unreadable, no regular file, or larger than ``limit_bytes``.
+    """
     try:
         with open(path, "rb", opener=at_once) as file:
             # Not the limit: that much would be allocated first.

@@ -104,7 +104,10 @@ class MachineRow(msgspec.Struct, frozen=True):
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """A named part of the run, from ``start_ns`` to before ``end_ns``; only ``measured`` ones are in the latencies."""
+    """A part of the run with a name, between two moments of CLOCK_MONOTONIC; the second one is not in it.
+
+    What is not ``measured`` is left out of the latencies, as the warm-up is.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,80}\Z")]
     start_ns: Annotated[int, Meta(ge=0, le=1 << 62)]

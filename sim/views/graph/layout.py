@@ -72,7 +72,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """The size of the picture, boxes for all nodes and clusters, and the nodes in layers, mostly rung from the left."""
+    """The size of the picture, and a box for each node and each cluster of a drawing.
+
+    ``flowing`` are the nodes that stand in layers: most of them are rung from the left.
+    """
 
     width: float
     height: float

@@ -75,7 +75,10 @@ def _rarity_word(rarity: float) -> str:
 
 
 def cumulative(data: TimeSeries) -> Chart | None:
-    """The share of doorbells that took no longer, as far as enough did; None with fewer than two samples."""
+    """The share of doorbells that took no longer; None with fewer than two samples.
+
+    Each line ends where there are too few.
+    """
     every = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
     lines, low, high, medians, most = [], np.inf, 0.0, [], 1
     for name, said, style in _shown(data):

@@ -115,7 +115,11 @@ class Histogram:
         return figures | {"samples": size}
 
     def quantile(self, share: float) -> int | None:
-        """The value that this share (0 to 1) of all does not exceed, None without any. Raises ``ValueError``."""
+        """The value that this share of all does not exceed; None when there is none.
+
+        Raises:
+            ValueError: the share is not from 0 to 1.
+        """
         if not 0 <= share <= 1:
             raise ValueError(f"a share is from 0 to 1, not {share}")
         size = len(self)

@@ -53,8 +53,9 @@ SEED = 1989
 
 @dataclass(frozen=True)
 class Slices:
-    """A histogram of each slice: ``counts[slice, place]`` of ``bins[place]``; ``drains``: how many samples are
-    independent.
+    """A histogram of each slice: ``counts[slice, place]`` of the bins ``bins[place]``, those that are not empty.
+
+    ``drains``: the number of independent samples.
     """
 
     bins: Integers

@@ -1,4 +1,7 @@
-"""The states of a process from a kernel trace (running, waiting for a CPU, asleep, stopped), and who ran then. Pure."""
+"""The states of a process from a kernel trace: running, waiting for a CPU, asleep, stopped. Pure.
+
+The trace also tells which other processes ran meanwhile.
+"""
 
 from __future__ import annotations
 
