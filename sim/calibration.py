@@ -165,7 +165,7 @@ class MeasuredCosts:
 
     Attributes:
         rings: from one doorbell of a machine to its next one, without an interrupt of that machine in between.
-        bursts: the same for so many doorbells of bursts as one in has a time stamp.
+        bursts: the same in storms that time-stamp one doorbell in ``sample_every``: from one of these to the next.
         deliveries: from a doorbell that nothing else shared its interrupt with to its delivery.
         handlings: from a delivery to the end of its handling.
         handling_rings: how many doorbells the machine rang in each of these.

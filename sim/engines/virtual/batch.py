@@ -15,8 +15,8 @@ class CounterBatch:
 
     Args:
         counters: in that order.
-        ring_ns: what the first one costs that is rung together with others.
-        burst_ring_ns: what each further one costs.
+        ring_ns: what the first doorbell of those that are rung together costs.
+        burst_ring_ns: what each further one of them costs.
         holding: those of the run that hold doorbells without a time: only these can be full.
     """
 

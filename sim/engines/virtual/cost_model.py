@@ -57,7 +57,7 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         source: where the figures are from.
         cpus: how many CPUs machines share.
         ring_ns: what a doorbell costs the machine that rings.
-        burst_ring_ns: what each further one costs it of those that it rings together.
+        burst_ring_ns: what each doorbell after the first costs it of those that it rings together.
         drain_ns: from the wake-up of a machine to the counter that it has drained.
         handle_ns: what the program takes for an interrupt, beside its doorbells.
         switch_ns: what it costs a CPU to go from one machine to another.
