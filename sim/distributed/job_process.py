@@ -70,7 +70,7 @@ class _Process(NamedTuple):
 
 
 class JobServer(Closeable):
-    """Forks the jobs of a worker, for several threads. A context.
+    """Forks the jobs of a worker, for several threads.
 
     Its process is started when this is made, and once more if it was killed.
     """

@@ -21,6 +21,7 @@ from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 
 HasDescriptor = loop.HasDescriptor
+"""A type of the loop; coordination, which imports nothing of `sim.kernel`, takes it from here."""
 COUNTER_MAX = (1 << 64) - 2
 """The largest value of a counter (eventfd(2)); one more doorbell is refused."""
 
