@@ -116,11 +116,6 @@ class ConnectedPeer:
 
     @state.setter
     def state(self, value: int) -> None:
-        """The State of this peer (ivshmem v2). To set it writes the State register: all others are interrupted.
-
-        Raises:
-            GuestError: the server is of version 1.
-        """
         self._check_open()
         self._attachment.set_state(value)
 

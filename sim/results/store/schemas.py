@@ -284,7 +284,8 @@ def _check_range(name: str, column: str, low: object, high: object) -> None:
 def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Integers]]:
     """The named columns of a table as int64, some 100,000 rows at a time; null is 0, or -1 for ``target``.
 
-    Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
+    Raises:
+        UsageError: the file is missing or damaged, or has no such columns of numbers.
     """
     with opened(directory, name) as parquet:
         _check_numbers(name, parquet.schema_arrow, columns)
@@ -313,9 +314,12 @@ def _numbers(column: pa.Array, missing: int) -> Integers:
 
 
 def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
-    """The smallest and the largest value of a column; None when the table is empty. Raises as `batches`.
+    """The smallest and the largest value of a column; None when the table is empty.
 
     The statistics in the footer would tell, but damaged ones end the process (`check_table`).
+
+    Raises:
+        UsageError: as `batches`.
     """
     found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
     return (min(int(stamps.min()) for stamps in found), max(int(stamps.max()) for stamps in found)) if found else None
