@@ -13,7 +13,7 @@ import numpy as np
 from nodes.errors import UsageError
 from sim.engines.virtual.cost_model import CostModel, Distribution, load_model
 from sim.results.analysis.warnings import disturbances
-from sim.results.arrays import Integers, Mask
+from sim.results.arrays import Floats, Integers, Mask
 from sim.results.run import Run
 from topologies.language.document import quoted
 
@@ -69,9 +69,10 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
     ringing, bursts = max(((run, its.bursts) for run, its in costs), key=lambda each: len(each[1]))
     if len(bursts) >= MEASURED_MIN:
         # One of these doorbells is the first of a burst, and before a burst the program looks for interrupts.
-        further_ns = (np.median(bursts) - ring_ns - drain_ns) / (ringing.origin.sample_every - 1)
-        found["burst_ring_ns"], read["burst_ring_ns"] = max(0, round(further_ns)), len(bursts)
+        further_ns = (bursts - ring_ns - drain_ns) / (ringing.origin.sample_every - 1)
+        found["burst_ring_ns"], read["burst_ring_ns"] = max(0, round(np.median(further_ns))), len(bursts)
         used["burst_ring_ns"] = ringing
+        doubts += _impossible("burst_ring_ns", further_ns, ring_ns, drain_ns)
     for run, its in costs:
         alone = its.deliveries if len(run.machines) <= run.origin.host.cpus else its.deliveries[:0]
         times: dict[str, Integers] = {
@@ -110,11 +111,12 @@ def as_toml(calibration: Calibration) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _impossible(name: str, times_ns: Integers, ring_ns: int, drain_ns: int) -> Iterator[str]:
+def _impossible(name: str, times_ns: Integers | Floats, ring_ns: int, drain_ns: int) -> Iterator[str]:
     """A cost that comes out as 0 is none: what was taken off the times is longer than they were."""
     share = float(np.mean(times_ns <= 0))
     if share > NOTHING_SHARE:
         taken_off = {
+            "burst_ring_ns": f"ring_ns and drain_ns ({ring_ns + drain_ns:,} ns)",
             "wake_ns": f"ring_ns and drain_ns ({ring_ns + drain_ns:,} ns)",
             "handle_ns": f"ring_ns ({ring_ns:,} ns) for each doorbell in it",
             "expire_ns": f"drain_ns ({drain_ns:,} ns)",

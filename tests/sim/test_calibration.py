@@ -92,6 +92,7 @@ def test_a_cost_that_comes_out_as_nothing_is_told(runs):
     base = msgspec.structs.replace(load_model(), drain_ns=1_000_000)
     found = calibrate(runs, base)
     assert found.model.wake_ns.at(0.5) == 0
+    assert any(doubt.startswith("burst_ring_ns is 0") for doubt in found.doubts)
     (told,) = (doubt for doubt in found.doubts if doubt.startswith("wake_ns"))
     assert f"0 in 100% of {found.read['wake_ns']:,} times" in told
     assert f"ring_ns and drain_ns ({1_000_000 + found.model.ring_ns:,} ns)" in told
