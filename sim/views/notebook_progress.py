@@ -28,15 +28,21 @@ def progress_in_cell(endpoint: str) -> Iterator[None]:
         yield
         return
     ipython: Any = importlib.import_module("IPython.display")
-    rates = Rates()
+    rates, seen = Rates(), False
     handle = ipython.display(ipython.HTML("<p>starting</p>"), display_id=True)
 
     def show(snapshot: Snapshot, _lost: int) -> None:
+        nonlocal seen
+        seen = True
         rates.update(snapshot)
         handle.update(ipython.HTML(_bar(snapshot, rates)))
 
-    with following(endpoint, show):
-        yield
+    try:
+        with following(endpoint, show):
+            yield
+    finally:
+        if not seen:  # so short a run has no snapshot
+            handle.update(ipython.HTML(""))
 
 
 def _bar(snapshot: Snapshot, rates: Rates) -> str:
