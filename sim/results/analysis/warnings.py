@@ -91,7 +91,7 @@ def _samples(figures: Summary) -> Iterator[str]:
     if figures.overfull_drains:
         yield (
             f"{figures.overfull_drains:,} of {figures.drains:,} drains got more samples than doorbells: "
-            "stamps taken across a preemption, off by one drain"
+            "each came between a doorbell's time stamp and its write, and the doorbell is in the next one"
         )
     deliveries = figures.latency_ns.delivery.samples
     if figures.wake_up_baseline and figures.short_deliveries > SHORT_SHARE * deliveries:
