@@ -11,7 +11,8 @@ from sim.coordination.actions import ActionError, Actions
 from sim.coordination.coordinated_run import CoordinatedRun
 from sim.coordination.incarnation import MIGRATION_METRICS
 from sim.engines.base import RunLoop
-from sim.results.counts import LiveRecording, Moment, Scopes, broken, counts_so_far, live
+from sim.results.conditions import Moment, broken, live
+from sim.results.counts import LiveRecording, Scopes, counts_so_far
 from topologies import TimelineEntry
 from topologies.actions import Join
 

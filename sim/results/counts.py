@@ -1,4 +1,4 @@
-"""Counts of doorbells by scope, of a finished run or of one that goes on, and conditions during a run.
+"""Counts of doorbells by scope, of a finished run or of one that goes on.
 
 Doorbells are counted at their targets: ``rung`` of a group are those rung at its machines, as in every table of a run.
 Of an edge, rung and refused doorbells are known, and latencies. The others are only known if no other machine rang
@@ -18,10 +18,8 @@ from nodes.spelling import did_you_mean
 from sim.recording import Recording
 from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
-from sim.results.analysis.balance import COUNTED
 from sim.results.arrays import Integers, Mask, sums_at
-from topologies import Condition
-from topologies.metrics import METRICS, parse_owner
+from topologies.metrics import parse_owner
 
 
 class UnknownMetricError(Exception):
@@ -191,60 +189,3 @@ def _lines(edges: Mapping[str, Integers], arrived: Integers) -> dict[str, Intege
 
 def _array(machines: Collection[int]) -> Integers:
     return np.fromiter(machines, np.int64, len(machines))
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The state of a run at one time.
-
-    Attributes:
-        counts: by `counts_so_far`.
-        up: the indices of the machines that are present.
-        died: the index of a machine for each of its incarnations that ended by accident.
-        migrations: by metric (``migrated``, ...), the index of a machine for each of its migrations.
-        elapsed_s: seconds since the start of the programs.
-    """
-
-    scopes: Scopes
-    counts: Counts
-    up: frozenset[int]
-    died: tuple[int, ...]
-    migrations: Mapping[str, Sequence[int]]
-    elapsed_s: float
-
-    def value(self, condition: Condition) -> float:
-        """The metric now. Raises ``UnknownMetricError``, or ``UsageError`` for one of finished runs only."""
-        scope = self.scopes[condition.of]
-        match condition.metric:
-            case "elapsed_s":
-                return self.elapsed_s
-            case "up":
-                return float(len(self.up & scope.machines))
-            case "died":
-                return float(sum(machine in scope.machines for machine in self.died))
-            case metric if metric in self.migrations:
-                return float(sum(machine in scope.machines for machine in self.migrations[metric]))
-            case metric if metric in COUNTED or metric == "coalescing":
-                return self.counts.value(metric, scope)
-        raise UsageError(f"{condition.metric} is known at the end of a run only")
-
-
-def live(condition: Condition, moment: Moment) -> bool:
-    """Whether ``condition`` holds now; a metric that is not known yet does not hold."""
-    try:
-        return condition.holds(moment.value(condition))
-    except UnknownMetricError:
-        return False
-
-
-def broken(condition: Condition, moment: Moment) -> bool:
-    """Whether ``condition`` is broken for good; ``delivered > 1000`` is not before the end, as the metric grows."""
-    try:
-        value = moment.value(condition)
-    except UnknownMetricError:
-        return False
-    if condition.holds(value):
-        return False
-    if not METRICS[condition.metric].grows:
-        return True
-    return condition.comparison in ("<", "<=") or (condition.comparison == "==" and value > condition.bound)

@@ -18,7 +18,8 @@ from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
 from sim.recording.layout import VECTOR_WORDS
 from sim.results import Run, RunDirectory
-from sim.results.counts import LiveRecording, Moment, Scopes, broken, counts_so_far, live
+from sim.results.conditions import Moment, broken, live
+from sim.results.counts import LiveRecording, Scopes, counts_so_far
 from sim.results.expectations import BROKEN, evaluate, measure, silent_loads
 from sim.results.store import files
 from sim.results.store.manifest import MachineRow
