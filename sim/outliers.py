@@ -22,7 +22,7 @@ from sim.results.store import files
 from sim.results.store.schemas import write_kernel_events
 from sim.results.summary import Outlier
 from topologies import Topology
-from topologies.schedule import parse_stop_above
+from topologies.stop_above import parse_stop_above
 
 KEEP_NS, LIMITS_KEPT = 1_000_000_000, 7
 """Looks are kept for a second, and for so many times the limit more."""

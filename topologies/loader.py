@@ -24,7 +24,8 @@ from topologies.language.values import describe
 from topologies.model import Chaos, Group, Machine, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.conditions import read_expectations, read_invariants
-from topologies.resolve.machines import ResolvedMachines, check_guests, read_guest, read_machines
+from topologies.resolve.guests import check_guests, read_guest
+from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings

@@ -25,7 +25,8 @@ from nodes.spelling import did_you_mean
 from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GuestImage
 from topologies.language.validated import NAME_PATTERN, Name, Validated
-from topologies.schedule import STOP_ABOVE_PATTERN, Expectation, Invariant, Phase, TimelineEntry
+from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
+from topologies.stop_above import STOP_ABOVE_PATTERN
 
 MAX_MACHINES = 65536
 """A peer's ID has 16 bits."""

@@ -1,15 +1,13 @@
-"""The phases, timeline entries and expectations of a run, and the limit that ends it: ``[run] stop_above``."""
+"""The phases, timeline entries and expectations of a run."""
 
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from nodes.errors import UsageError
 from topologies.actions import Action
 from topologies.language.validated import Name, Validated
 
@@ -23,11 +21,6 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-STOP_ABOVE_PATTERN = (
-    r"^((?:(?:lag|delivery|handling|raw|total)\.)?(?:(?:p50|p90|p99|p99[._]9|p99[._]99|max)=)?"
-    r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s))?\Z"
-)
-_LIMIT = re.compile(r"(?:([a-z]+)\.)?(?:([a-z0-9._]+)=)?([0-9.]+)(ns|us|ms|s)", re.ASCII)
 
 Seconds = Annotated[float, Meta(ge=0, le=604_800)]
 Load = Annotated[float, Meta(ge=0, le=1000)]
@@ -120,34 +113,3 @@ class TimelineEntry(Validated, frozen=True, kw_only=True):
     def waits(self) -> bool:
         """Whether it waits for something, and not only for its time."""
         return self.when is not None or bool(self.console)
-
-
-class StopAbove(Struct, frozen=True):
-    """A run ends when ``point`` of ``latency`` is above ``limit_ns``: one latency for ``max``, else a percentile."""
-
-    latency: str
-    point: str
-    limit_ns: int
-
-    @property
-    def metric(self) -> str:
-        """Its name among the metrics, without a unit: ``total.max``."""
-        return f"{self.latency}.{self.point}"
-
-
-def parse_stop_above(text: str) -> StopAbove | None:
-    """The limit that ``[run] stop_above`` names; None for "".
-
-    Raises:
-        UsageError: the text is no limit.
-    """
-    if not text:
-        return None
-    found = _LIMIT.fullmatch(text)
-    if found is None or re.match(STOP_ABOVE_PATTERN, text, re.ASCII) is None:
-        raise UsageError(
-            f"stop_above: expected a limit such as 5ms, p99_9=500us or delivery.max=2ms, got {text[:80]!r}"
-        )
-    latency, point, number, unit = found.groups()
-    limit_ns = round(float(number) * UNITS_NS[unit])
-    return StopAbove(latency or "total", (point or "max").replace(".", "_"), limit_ns)

@@ -19,7 +19,7 @@ from sim.results.analysis.latency.histogram import BINS, bins_of, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
 from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyPart, MachineEvidence
 from sim.results.summary import Outlier
-from topologies.schedule import StopAbove
+from topologies.stop_above import StopAbove
 
 SECOND_NS, MILLISECOND_NS = 1_000_000_000, 1_000_000
 LOOK_NS_MIN, LOOK_NS_MAX, LOOK_NS_EACH = 2 * MILLISECOND_NS, 20 * MILLISECOND_NS, 50_000

@@ -23,9 +23,9 @@ from sim.results.arrays import Integers
 from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files, schemas
+from sim.results.store.batches import batches
 from sim.results.store.events import Event, read_events, remarks, statistics_of
 from sim.results.store.manifest import Manifest
-from sim.results.store.schemas import batches
 from sim.results.summary import Summary
 
 

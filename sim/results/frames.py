@@ -1,13 +1,10 @@
-"""A run's tables as pandas frames, its samples as numpy columns, and the tables of a run over several hosts as one."""
+"""A run's tables as pandas frames, and its samples as numpy columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.analysis.latency.samples import numbered
@@ -50,17 +47,3 @@ def frame(table: pa.Table, manifest: Manifest) -> Any:
         ):
             result[name] = result[end] - start
     return result
-
-
-def join_tables(manifest: Manifest, parts: Sequence[tuple[Manifest, pa.Table]]) -> pa.Table:
-    """One table of those of the parts, with the indices that the machines have in the manifest of the whole."""
-    index_of = {row.name: row.index for row in manifest.machines}
-    tables = []
-    for theirs, table in parts:
-        indices = pa.array(np.array([index_of[row.name] for row in theirs.machines], np.int64))
-        for column in ("machine", "source", "target"):
-            if (place := table.schema.get_field_index(column)) >= 0:
-                kind = table.schema.field(place)
-                table = table.set_column(place, kind, pc.take(indices, table[column]).cast(kind.type))
-        tables.append(table)
-    return pa.concat_tables(tables)

@@ -165,7 +165,7 @@ class Run:
 
         file_name(name)
         if self.parts and name in COUNTED_TABLES:
-            from sim.results.frames import join_tables
+            from sim.results.analysis.joint_tables import join_tables
 
             return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
         self.check_one_host(name)
@@ -282,7 +282,7 @@ class Run:
         ``what`` is a latency, or drained: doorbells for each logged drain. With ``by`` (group, machine, phase;
         vector of drained) a dictionary of them by name. They add up: ``a.histogram() + b.histogram()``.
         """
-        from sim.results.analysis.latency.samples import histogram
+        from sim.results.analysis.latency.stored_histograms import histogram
 
         return histogram(self.table, lambda: self.origin, what, by)
 

@@ -21,8 +21,8 @@ from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
 from sim.results.arrays import Integers
+from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
-from sim.results.store.schemas import batches
 from sim.views.event_text import brief, sentence
 from sim.views.perfetto_kernel import Event, event, host_events, slice_of
 

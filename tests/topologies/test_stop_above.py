@@ -6,7 +6,7 @@ import pytest
 
 from nodes.errors import UsageError
 from topologies import TopologyError, loads
-from topologies.schedule import StopAbove, parse_stop_above
+from topologies.stop_above import StopAbove, parse_stop_above
 
 MINIMAL = '[machines.a]\nprogram = "idle"\n'
 

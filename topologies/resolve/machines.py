@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path as FilePath
 from typing import Any
 
 from msgspec import Struct, field
@@ -18,7 +17,6 @@ from nodes.device.profiles import PROFILES
 from nodes.device.variants import VARIANT_CELLS, make_variant
 from nodes.errors import UsageError
 from nodes.spelling import nearest
-from topologies.guest_image import GuestImage
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import parse_cpus
@@ -323,36 +321,6 @@ def _refusal_of_second(profile: Profile) -> str:
     except UsageError as error:
         return str(error).partition(": it is peer")[0]
     return ""
-
-
-def read_guest(settings: Settings, folder: FilePath) -> GuestImage | None:
-    """The image of a machine, with absolute paths; None for a machine that has none."""
-    if not settings.says("guest"):
-        return None
-    values = dict(settings.values["guest"])
-    for key in ("kernel", "initrd", "disk"):
-        if values[key]:
-            values[key] = str((folder / values[key]).absolute())
-    return GuestImage(**values)
-
-
-def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Report) -> None:
-    """Report guests that cannot be booted as the file has them."""
-    for settings, _ in resolved.kinds():
-        if not settings.says("guest"):
-            continue
-        path, values = settings.at("guest"), settings.values["guest"]
-        if run.get("engine") == "virtual":
-            report.add(path, 'no guest for engine = "virtual"', "one", "a real QEMU runs in real time")
-        if settings.values["kind"] != "qemu":
-            hint = "a guest is booted in a real QEMU"
-            report.add(settings.at("kind"), '"qemu" for a machine with a guest', show(settings.values["kind"]), hint)
-        if values.get("disk") == values.get("kernel") == "" and not values.get("arguments"):
-            report.add(path, "a kernel, a disk, or arguments that name an image", "none of them")
-        if len(values.get("buses", ())) > (domains := max(1, len(settings.values["domains"]))):
-            got = f"{len(values['buses'])}"
-            report.add((*path, "buses"), f"at most {domains}: the machine has a device in each of its domains", got)
-        report.check_pattern((*path, "ready_when"), values.get("ready_when", ""))
 
 
 def _find_programs(resolved: ResolvedMachines, programs: ProgramFiles, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from topologies import Machine, Machines, Topology, Trace
-from topologies.schedule import parse_stop_above
+from topologies.stop_above import parse_stop_above
 
 SECOND_NS = 1_000_000_000
 COLLECTION_NS_MIN, COLLECTION_SHARE = 50_000, 16

@@ -16,8 +16,8 @@ import numpy as np
 from msgspec import Meta
 
 from sim.results.analysis.account import Account
+from sim.results.store.batches import batches
 from sim.results.store.events import Event
-from sim.results.store.schemas import batches
 from sim.results.summary import MigrationOutcome
 
 KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "machine_left", "machine_died"})

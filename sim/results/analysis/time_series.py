@@ -17,8 +17,8 @@ from sim.results.analysis.latency.histogram import BINS as VALUE_BINS
 from sim.results.analysis.latency.histogram import GrowingHistogram, bins_of, middles
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Stamps, values
 from sim.results.arrays import Floats, Integers
+from sim.results.store.batches import batches, extent
 from sim.results.store.events import Event
-from sim.results.store.schemas import batches, extent
 
 BINS = 240
 MERGED_BINS = (1, 2, 3, 4, 5, 6, 8, 10, 12)

@@ -1,4 +1,4 @@
-"""The tables of a run: their columns, and their way to Parquet and back, whole or in batches of a few columns.
+"""The tables of a run: their columns, and their way to Parquet and back.
 
 A table that is read has exactly the columns and types below, or it is refused: a crafted file gets no further
 than its footer. Times are nanoseconds of CLOCK_MONOTONIC; machines are indices into the manifest's list.
@@ -23,7 +23,6 @@ from nodes.spelling import did_you_mean
 from sim.host.kernel_trace import KernelEvent
 from sim.host.libraries import keep_pandas_out
 from sim.host.resource_row import Resources
-from sim.results.arrays import Integers
 from sim.results.store.files import at_once, private
 from sim.results.summary import MigrationOutcome
 
@@ -32,7 +31,6 @@ keep_pandas_out(lambda: pa.scalar(0))
 # The most that a host with 2 cores can hold: some 5 GB of samples. A crafted file of constant columns could claim
 # any number.
 ROW_LIMIT = 100_000_000
-BATCH_ROWS = 1 << 17
 
 
 # The types of columns by their names; all others are whole numbers of 64 bits.
@@ -279,50 +277,6 @@ def _check_range(name: str, column: str, low: object, high: object) -> None:
     for value in (low, high):
         if limits and isinstance(value, int | float) and not limits[0] <= value <= limits[1]:
             raise UsageError(f"{name} is damaged: {column} reads {value}")
-
-
-def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Integers]]:
-    """The named columns of a table as int64, some 100,000 rows at a time; null is 0, or -1 for ``target``.
-
-    Raises:
-        UsageError: the file is missing or damaged, or has no such columns of numbers.
-    """
-    with opened(directory, name) as parquet:
-        _check_numbers(name, parquet.schema_arrow, columns)
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
-            batch.validate(full=True)
-            check_values(file_name(name), batch)
-            yield {column: _numbers(batch.column(column), stands_for_null(column)) for column in columns}
-
-
-def _check_numbers(name: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-    for column in columns:
-        kind = schema.field(column).type if column in schema.names else None
-        if kind is None or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise UsageError(f"{file_name(name)} has no column {column} of numbers")
-
-
-def _numbers(column: pa.Array, missing: int) -> Integers:
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    if column.type != pa.int64():
-        column = column.cast(pa.int64())
-    if column.null_count:
-        column = column.fill_null(missing)
-    # Array.to_numpy imports pandas first, which takes longer than to read a million rows.
-    return np.frombuffer(column.buffers()[1] or b"", np.int64, len(column), column.offset * 8)
-
-
-def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
-    """The smallest and the largest value of a column; None when the table is empty.
-
-    The statistics in the footer would tell, but damaged ones end the process (`check_table`).
-
-    Raises:
-        UsageError: as `batches`.
-    """
-    found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
-    return (min(int(stamps.min()) for stamps in found), max(int(stamps.max()) for stamps in found)) if found else None
 
 
 def read_stream(path: Path) -> tuple[pa.Table, str]:

@@ -15,7 +15,7 @@ from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.latency.histogram import GrowingHistogram
 from sim.results.analysis.time_series import TimeSeries, span, time_series
-from sim.results.store import schemas
+from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
 from sim.views.html import curves, lines
@@ -240,12 +240,12 @@ def test_rates_of_any_size_are_drawn(moments):
 
 def test_batches_are_the_table(tmp_path, monkeypatch):
     run = finish(pair(tmp_path), {(1, 1): 1})
-    monkeypatch.setattr(schemas, "BATCH_ROWS", 2)
-    parts = list(schemas.batches(run.path, "samples", ("rung_ns", "delivered_ns", "warmup")))
+    monkeypatch.setattr(batches, "BATCH_ROWS", 2)
+    parts = list(batches.batches(run.path, "samples", ("rung_ns", "delivered_ns", "warmup")))
     assert [len(part["rung_ns"]) for part in parts] == [2, 1]
     together = np.concatenate([part["delivered_ns"] for part in parts])
     assert together.tolist() == run.samples()["delivered_ns"].fill_null(0).to_pylist()
-    assert schemas.extent(run.path, "samples", "rung_ns") == (START_NS + 1000, MEASURE_NS + 1300)
-    assert schemas.extent(run.path, "resources", "time_ns") is None
+    assert batches.extent(run.path, "samples", "rung_ns") == (START_NS + 1000, MEASURE_NS + 1300)
+    assert batches.extent(run.path, "resources", "time_ns") is None
     with pytest.raises(UsageError, match="no column name of numbers"):
-        next(schemas.batches(run.path, "resources", ("name",)))
+        next(batches.batches(run.path, "resources", ("name",)))
