@@ -5,9 +5,10 @@ parameters are the keys of ``parameters`` in the topology, which checks the valu
 """
 
 from nodes.programs.ethernet import ethernet
-from nodes.programs.interrupt_handling import idle, moderate, poll, relay
+from nodes.programs.interrupt_handling import idle, moderate, poll
 from nodes.programs.numbered import numbered_storm, round_trip
 from nodes.programs.ping_echo import echo, ping
+from nodes.programs.relay import relay
 from nodes.programs.states import states
 from nodes.programs.traffic import storm, trace
 from nodes.programs.virtio_console import virtio_console, virtio_console_driver
