@@ -18,7 +18,8 @@ BATCH_ROWS = 1 << 17
 def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Integers]]:
     """The named columns of a table as int64, some 100,000 rows at a time; null is 0, or -1 for ``target``.
 
-    Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
+    Raises:
+        UsageError: the file is missing or damaged, or has no such columns of numbers.
     """
     with opened(directory, name) as parquet:
         _check(name, parquet.schema_arrow, columns)
@@ -51,7 +52,8 @@ def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
 
     The statistics in the footer would tell, but damaged ones end the process (`schemas.check_table`).
 
-    Raises ``UsageError`` when the table is missing or damaged.
+    Raises:
+        UsageError: as `batches`.
     """
     found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
     return (min(int(stamps.min()) for stamps in found), max(int(stamps.max()) for stamps in found)) if found else None
